@@ -1,0 +1,14 @@
+//! The words everything else is said in: identifiers, states, and what a buyer registered.
+//!
+//! Nothing here does I/O, reads a clock or knows Postgres. A value of one of these types has
+//! been parsed: no stage after the first checks an identifier again.
+
+mod id;
+mod registration;
+mod state;
+mod kind;
+
+pub use id::{AccountId, IdError, TaskId};
+pub use kind::{TaskType, protocol_of, task_types};
+pub use registration::{Authentication, CallbackUrl, OperationId, Registration, RegistrationError, UrlSchemes};
+pub use state::{Open, TaskState, Terminal, UnknownState};

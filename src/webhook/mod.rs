@@ -1,0 +1,1 @@
+//! From a settled task to an answered POST: render, guard, sign, send.
