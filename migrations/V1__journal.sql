@@ -1,0 +1,192 @@
+-- What is owed, and what happened.
+--
+-- The seller's transaction writes one row to taskbell.outbox for every change of a task's state
+-- (by the triggers of V2). The daemon moves it to taskbell.transition: at once where nobody is
+-- owed a webhook, after the webhook was delivered otherwise. So the hot table holds only what
+-- somebody still has to act on, and the history can be dropped a day at a time.
+
+CREATE SCHEMA IF NOT EXISTS taskbell;
+COMMENT ON SCHEMA taskbell IS 'Taskbell: webhooks owed and task latency. See ARCHITECTURE.md.';
+
+CREATE TABLE taskbell.schema_version (
+    version    integer PRIMARY KEY,
+    name       text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- The task tables that carry our triggers, and which of their columns means what.
+CREATE TABLE taskbell.watched_table (
+    watch_id       smallint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    relation       regclass NOT NULL UNIQUE,
+    profile        text NOT NULL CHECK (profile IN ('adcp-python', 'adcp-typescript', 'custom')),
+    id_column      name NOT NULL,
+    state_column   name NOT NULL,
+    type_column    name NOT NULL,
+    account_column name,
+    result_column  name,
+    error_column   name,
+    context_column name,
+    created_column name,
+    doorbell       boolean NOT NULL DEFAULT true,
+    watched_at     timestamptz NOT NULL DEFAULT now()
+);
+
+-- Task types that may have a webhook: receivers refuse others. Operators may add rows.
+CREATE TABLE taskbell.task_type (
+    name text COLLATE "C" PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_]{0,127}$')
+);
+INSERT INTO taskbell.task_type (name) VALUES
+    ('accept_proposal'), ('acquire_rights'), ('activate_signal'), ('build_creative'), ('buy_products'),
+    ('control_media_buy'), ('create_media_buy'), ('create_property_list'), ('decline_proposals'),
+    ('delete_property_list'), ('get_account_financials'), ('get_brand_identity'),
+    ('get_creative_delivery'), ('get_creative_features'), ('get_principal'), ('get_products'),
+    ('get_property_list'), ('get_rights'), ('get_signals'), ('list_property_lists'), ('log_event'),
+    ('media_buy_delivery'), ('preview_creative'), ('refine_proposals'), ('request_proposals'),
+    ('search_brands'), ('sync_accounts'), ('sync_agent_notification_configs'), ('sync_audiences'),
+    ('sync_catalogs'), ('sync_creatives'), ('sync_event_sources'), ('sync_principal'),
+    ('sync_reporting_receipts'), ('sync_reporting_status'), ('update_media_buy'),
+    ('update_property_list'), ('update_rights');
+
+-- A buyer's push_notification_config for one task. Holds secrets: never granted to anybody.
+CREATE TABLE taskbell.registration (
+    watch_id      smallint NOT NULL,
+    task_id       text COLLATE "C" NOT NULL,
+    url           text NOT NULL,
+    operation_id  text NOT NULL,
+    token         text,
+    scheme        text CHECK (scheme IN ('Bearer', 'HMAC-SHA256')),
+    credentials   text,
+    lane          text COLLATE "C" NOT NULL,
+    registered_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (watch_id, task_id),
+    CONSTRAINT scheme_and_credentials CHECK ((scheme IS NULL) = (credentials IS NULL))
+);
+
+-- The hot table: a row per state change that somebody must act on.
+-- `lane` null: nobody is owed a webhook, the row is only a transition to be observed.
+-- `available_at`: the earliest next claim; of a row in flight, the moment its lease runs out.
+CREATE TABLE taskbell.outbox (
+    id               bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    watch_id         smallint NOT NULL,
+    task_id          text COLLATE "C" NOT NULL,
+    account_id       text COLLATE "C",
+    task_type        text NOT NULL,
+    from_state       text,
+    to_state         text NOT NULL,
+    task_created_at  timestamptz,
+    occurred_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    lane             text COLLATE "C",
+    idempotency_key  uuid,
+    document         jsonb,
+    context          jsonb,
+    state            text NOT NULL DEFAULT 'pending'
+        CHECK (state IN ('pending', 'in_flight', 'expired', 'invalid')),
+    attempt_count    integer NOT NULL DEFAULT 0 CHECK (attempt_count >= 0),
+    available_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    lease_token      uuid,
+    first_attempt_at timestamptz,
+    retry_until      timestamptz,
+    last_status      integer,
+    last_reason      text,
+    CONSTRAINT lane_and_key CHECK ((lane IS NULL) = (idempotency_key IS NULL)),
+    CONSTRAINT in_flight_under_a_lease CHECK ((state = 'in_flight') = (lease_token IS NOT NULL)),
+    CONSTRAINT horizon_from_first_attempt CHECK ((first_attempt_at IS NULL) = (retry_until IS NULL)),
+    CONSTRAINT dead_with_a_reason CHECK (state NOT IN ('expired', 'invalid') OR last_reason IS NOT NULL)
+) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 2000,
+        autovacuum_vacuum_cost_delay = 0);
+
+-- Each row stands in the primary key and in one of these two, so a seller's insert pays for two.
+CREATE INDEX outbox_due ON taskbell.outbox (available_at, id)
+    WHERE lane IS NOT NULL AND state IN ('pending', 'in_flight');
+CREATE INDEX outbox_unowed ON taskbell.outbox (id) WHERE lane IS NULL;
+
+-- The journal: every state change, with the database's clock; for a delivered webhook, how.
+CREATE TABLE taskbell.transition (
+    outbox_id        bigint NOT NULL,
+    watch_id         smallint NOT NULL,
+    task_id          text COLLATE "C" NOT NULL,
+    account_id       text COLLATE "C",
+    task_type        text NOT NULL,
+    from_state       text,
+    to_state         text NOT NULL,
+    task_created_at  timestamptz,
+    occurred_at      timestamptz NOT NULL,
+    settled_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    delivery         text CHECK (delivery IN ('delivered', 'cancelled')),
+    lane             text,
+    url              text,
+    operation_id     text,
+    idempotency_key  uuid,
+    attempt_count    integer,
+    first_attempt_at timestamptz,
+    last_status      integer,
+    last_reason      text
+) PARTITION BY RANGE (settled_at);
+CREATE INDEX transition_task ON taskbell.transition (task_id, occurred_at);
+COMMENT ON COLUMN taskbell.transition.url IS 'Without query and fragment.';
+
+-- Every attempt, with closed words for what happened.
+CREATE TABLE taskbell.attempt (
+    outbox_id       bigint NOT NULL,
+    task_id         text COLLATE "C" NOT NULL,
+    idempotency_key uuid NOT NULL,
+    attempt         integer NOT NULL,
+    started_at      timestamptz NOT NULL,
+    duration_ms     integer NOT NULL,
+    status          integer,
+    reason          text,
+    verdict         text NOT NULL CHECK (verdict IN ('acknowledge', 'release', 'dead_letter')),
+    body_bytes      integer,
+    recorded_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+) PARTITION BY RANGE (recorded_at);
+CREATE INDEX attempt_delivery ON taskbell.attempt (outbox_id);
+
+-- Creates the day partitions of both journals from today to some days ahead. A row that finds
+-- no partition lands in the default one, so no settle can fail for want of a day.
+CREATE FUNCTION taskbell.create_partitions(days_ahead integer DEFAULT 7) RETURNS integer
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    parent text;
+    day    date;
+    made   integer := 0;
+BEGIN
+    FOREACH parent IN ARRAY ARRAY['transition', 'attempt'] LOOP
+        FOR day IN SELECT (now() AT TIME ZONE 'UTC')::date + n FROM generate_series(0, days_ahead) AS n LOOP
+            CONTINUE WHEN to_regclass(format('taskbell.%I', parent || to_char(day, '_YYYYMMDD'))) IS NOT NULL;
+            EXECUTE format('CREATE TABLE taskbell.%I PARTITION OF taskbell.%I FOR VALUES FROM (%L) TO (%L)',
+                           parent || to_char(day, '_YYYYMMDD'), parent,
+                           day::text || ' 00:00:00+00', (day + 1)::text || ' 00:00:00+00');
+            made := made + 1;
+        END LOOP;
+    END LOOP;
+    RETURN made;
+END $$;
+
+-- Drops the day partitions that ended before `keep` ago. Says how many.
+CREATE FUNCTION taskbell.drop_partitions(keep interval) RETURNS integer
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    partition record;
+    dropped   integer := 0;
+BEGIN
+    FOR partition IN
+        SELECT c.relname
+        FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent IN ('taskbell.transition'::regclass, 'taskbell.attempt'::regclass)
+          AND c.relname ~ '_[0-9]{8}$'
+          AND (to_date(right(c.relname, 8), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' <= now() - keep
+    LOOP
+        EXECUTE format('DROP TABLE taskbell.%I', partition.relname);
+        dropped := dropped + 1;
+    END LOOP;
+    RETURN dropped;
+END $$;
+
+CREATE TABLE taskbell.transition_default PARTITION OF taskbell.transition DEFAULT;
+CREATE TABLE taskbell.attempt_default PARTITION OF taskbell.attempt DEFAULT;
+SELECT taskbell.create_partitions();
+
+REVOKE ALL ON ALL TABLES IN SCHEMA taskbell FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION taskbell.create_partitions(integer), taskbell.drop_partitions(interval) FROM PUBLIC;
+
+INSERT INTO taskbell.schema_version (version, name) VALUES (1, 'journal');

@@ -1,0 +1,91 @@
+-- What operators read, and the two things they may do to a delivery.
+
+-- Every webhook owed or settled, newest last. No secrets: URLs without query and fragment.
+CREATE VIEW taskbell.delivery AS
+    SELECT o.id AS delivery_id, o.watch_id, o.task_id, o.account_id, o.task_type, o.to_state AS task_state,
+           o.state, o.lane, regexp_replace(r.url, '[?#].*$', '') AS url, r.operation_id, o.idempotency_key,
+           o.attempt_count, o.occurred_at, o.first_attempt_at, o.retry_until, o.available_at AS next_attempt_at,
+           NULL::timestamptz AS settled_at, o.last_status, o.last_reason
+    FROM taskbell.outbox o LEFT JOIN taskbell.registration r USING (watch_id, task_id)
+    WHERE o.lane IS NOT NULL
+UNION ALL
+    SELECT t.outbox_id, t.watch_id, t.task_id, t.account_id, t.task_type, t.to_state,
+           t.delivery, t.lane, t.url, t.operation_id, t.idempotency_key,
+           t.attempt_count, t.occurred_at, t.first_attempt_at, NULL, NULL,
+           t.settled_at, t.last_status, t.last_reason
+    FROM taskbell.transition t WHERE t.delivery IS NOT NULL;
+
+-- The life of a task: every state change, whether its webhook is still owed or not.
+CREATE VIEW taskbell.timeline AS
+    SELECT o.id AS transition_id, o.watch_id, o.task_id, o.account_id, o.task_type, o.from_state, o.to_state,
+           o.occurred_at FROM taskbell.outbox o
+UNION ALL
+    SELECT t.outbox_id, t.watch_id, t.task_id, t.account_id, t.task_type, t.from_state, t.to_state,
+           t.occurred_at FROM taskbell.transition t;
+
+-- The fields of AdCP's webhook_activity records, one per attempt.
+CREATE VIEW taskbell.webhook_activity AS
+    SELECT a.task_id, d.account_id, a.idempotency_key, a.task_id || '.terminal' AS notification_id,
+           d.operation_id, a.started_at AS fired_at,
+           a.started_at + a.duration_ms * interval '1 millisecond' AS completed_at, a.attempt,
+           CASE WHEN a.verdict = 'acknowledge' THEN 'success' WHEN a.status IS NOT NULL THEN 'failed'
+                WHEN a.reason = 'timeout' THEN 'timeout' ELSE 'connection_error' END AS status,
+           d.url, a.status AS http_status_code, a.duration_ms AS response_time_ms, a.reason AS error_message,
+           a.body_bytes AS payload_size_bytes
+    FROM taskbell.attempt a JOIN taskbell.delivery d ON d.delivery_id = a.outbox_id;
+
+-- Sends a dead letter again, with its key and its body, and rings. Past its horizon it must be
+-- said so: the buyer may have forgotten the key and take the webhook for a new one.
+CREATE FUNCTION taskbell.retry_delivery(delivery_id bigint, past_horizon boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    owed taskbell.outbox;
+BEGIN
+    SELECT o.* INTO owed FROM taskbell.outbox o WHERE o.id = delivery_id AND o.lane IS NOT NULL FOR UPDATE;
+    IF owed.id IS NULL THEN
+        RAISE EXCEPTION 'no webhook is owed under delivery %', delivery_id
+            USING ERRCODE = 'no_data_found', HINT = 'It was delivered or cancelled, or never existed.';
+    ELSIF owed.state = 'in_flight' THEN
+        RAISE EXCEPTION 'delivery % is being attempted right now', delivery_id
+            USING ERRCODE = 'object_in_use', HINT = 'Look again in a minute.';
+    ELSIF owed.retry_until <= now() AND NOT past_horizon THEN
+        RAISE EXCEPTION 'the horizon of delivery % passed at %', delivery_id, owed.retry_until
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'The buyer may no longer remember the key and take it for a new event. '
+                         'Say past_horizon to send it all the same.';
+    END IF;
+    UPDATE taskbell.outbox o
+    SET state = 'pending', available_at = now(), attempt_count = CASE WHEN past_horizon THEN 0 ELSE o.attempt_count END,
+        first_attempt_at = CASE WHEN past_horizon THEN NULL ELSE o.first_attempt_at END,
+        retry_until = CASE WHEN past_horizon THEN NULL ELSE o.retry_until END
+    WHERE o.id = delivery_id;
+    PERFORM taskbell.ring();
+END $$;
+
+-- Gives a webhook up: it leaves the outbox for the journal, and its registration is forgotten.
+CREATE FUNCTION taskbell.cancel_delivery(delivery_id bigint) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    owed taskbell.outbox;
+BEGIN
+    SELECT o.* INTO owed FROM taskbell.outbox o WHERE o.id = delivery_id AND o.lane IS NOT NULL FOR UPDATE;
+    IF owed.id IS NULL THEN
+        RAISE EXCEPTION 'no webhook is owed under delivery %', delivery_id
+            USING ERRCODE = 'no_data_found', HINT = 'It was delivered or cancelled, or never existed.';
+    END IF;
+    INSERT INTO taskbell.transition (outbox_id, watch_id, task_id, account_id, task_type, from_state, to_state,
+            task_created_at, occurred_at, delivery, lane, url, operation_id, idempotency_key, attempt_count,
+            first_attempt_at, last_status, last_reason)
+    SELECT owed.id, owed.watch_id, owed.task_id, owed.account_id, owed.task_type, owed.from_state, owed.to_state,
+           owed.task_created_at, owed.occurred_at, 'cancelled', owed.lane, d.url, d.operation_id,
+           owed.idempotency_key, owed.attempt_count, owed.first_attempt_at, owed.last_status,
+           coalesce(owed.last_reason, 'cancelled')
+    FROM taskbell.delivery d WHERE d.delivery_id = owed.id;
+    DELETE FROM taskbell.registration r WHERE r.watch_id = owed.watch_id AND r.task_id = owed.task_id;
+    DELETE FROM taskbell.outbox o WHERE o.id = owed.id;
+END $$;
+
+REVOKE ALL ON ALL TABLES IN SCHEMA taskbell FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION taskbell.retry_delivery(bigint, boolean), taskbell.cancel_delivery(bigint) FROM PUBLIC;
+
+INSERT INTO taskbell.schema_version (version, name) VALUES (4, 'operators');
