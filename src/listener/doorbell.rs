@@ -1,0 +1,292 @@
+//! Keeps the bell silent while we are awake, and knows when it is safe to sleep again.
+//!
+//! A transaction with a pending `NOTIFY` takes a cluster-wide lock at commit, through its
+//! fsync; a busy seller must not pay that. So a daemon that is awake asks for the exclusive side
+//! of an advisory lock, and the triggers ring only if they can share it (a *waiting* exclusive
+//! request already refuses them).
+//!
+//! No wake-up is lost on the way back to sleep. [`Gate::open`] gives the lock back, or withdraws
+//! the request, and then reads the snapshot's `xmax`, the [`Horizon`]. A transaction that stayed
+//! silent because of us had its transaction id before that moment, because it had already
+//! written when its trigger looked at the lock. Once `xmin` has reached the horizon, every one
+//! of them has ended: the look that follows sees its rows, or it was rolled back. Whoever comes
+//! later finds the lock free, and rings.
+//!
+//! ```text
+//!   asleep ──bell──▶ awake (lock asked for or held, triggers silent)
+//!     ▲                │ nothing for the linger time
+//!     │                ▼
+//!     └─ xmin ≥ X ── settling (lock free, triggers ring; polls until X has passed)
+//! ```
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
+
+use super::session::{Connect, ConnectError, Session, describe};
+
+/// The next transaction id at the moment when the bell was given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Horizon(i64);
+
+/// The steps of the protocol, on one connection. [`Doorbell`] drives them; the tests call them
+/// one by one to explore interleavings.
+pub struct Gate<'a>(pub &'a Client);
+
+impl Gate<'_> {
+    /// Prepares the connection: waiting for the lock never lasts longer than `patience`,
+    /// because a session that waits for a lock holds a snapshot.
+    ///
+    /// # Errors
+    /// [`DoorbellError::Database`] when the connection is lost.
+    pub async fn set_up(&self, patience: Duration) -> Result<(), DoorbellError> {
+        let patience = patience.as_millis();
+        let limits = format!("SET lock_timeout = {patience}; SET synchronous_commit = off");
+        Ok(self.0.batch_execute(&limits).await?)
+    }
+
+    /// Asks for silence. False when a seller's transaction that already shares the lock did not
+    /// end in time: ask again; until then the bell may ring, which costs sellers but loses
+    /// nothing. From the moment of asking, no trigger rings.
+    ///
+    /// # Errors
+    /// [`DoorbellError::Database`] when the connection is lost.
+    pub async fn close(&self) -> Result<bool, DoorbellError> {
+        match self.0.query_one(LOCK, &[&DOORBELL_KEY]).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Lets the bell ring again and says which transactions may have stayed silent: those
+    /// before the horizon.
+    ///
+    /// # Errors
+    /// [`DoorbellError::Database`] when the connection is lost.
+    pub async fn open(&self) -> Result<Horizon, DoorbellError> {
+        // Two statements, in this order: the horizon must be read after the lock is free.
+        self.0.query_one(UNLOCK, &[]).await?;
+        Ok(Horizon(self.0.query_one(HORIZON, &[]).await?.get(0)))
+    }
+
+    /// Whether every transaction before the horizon has ended. Look at the table after that.
+    ///
+    /// # Errors
+    /// [`DoorbellError::Database`] when the connection is lost.
+    pub async fn passed(&self, horizon: Horizon) -> Result<bool, DoorbellError> {
+        Ok(self.0.query_one(PASSED, &[&horizon.0]).await?.get(0))
+    }
+
+    /// Whether another daemon is awake: what it silences we hear only from it, and not at all
+    /// if it is killed.
+    ///
+    /// # Errors
+    /// [`DoorbellError::Database`] when the connection is lost.
+    pub async fn held_by_another(&self) -> Result<bool, DoorbellError> {
+        Ok(self.0.query_one(HELD, &[&DOORBELL_KEY]).await?.get(0))
+    }
+}
+
+/// The worker's handle on the doorbell: requests to a task that owns the connection.
+///
+/// Losing the connection frees the lock, so it can only make the bell ring more often.
+pub struct Doorbell {
+    requests: mpsc::UnboundedSender<Request>,
+}
+
+enum Request {
+    Close,
+    Open(oneshot::Sender<Horizon>),
+    Passed(Horizon, oneshot::Sender<bool>),
+    HeldByAnother(oneshot::Sender<bool>),
+}
+
+impl Doorbell {
+    /// A handle, and the task to run beside the worker until `stop` is cancelled.
+    pub fn new(
+        connect: Connect,
+        stop: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (requests, inbox) = mpsc::unbounded_channel();
+        let task = async move {
+            let mut porter = Porter { connect, inbox, pending: None };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = porter.run() => {}
+            }
+        };
+        (Self { requests }, task)
+    }
+
+    /// Asks for silence, without waiting for it.
+    pub fn close(&self) {
+        let _ = self.requests.send(Request::Close);
+    }
+
+    /// Lets the bell ring again; waits until that is so. Cancel safe.
+    ///
+    /// # Errors
+    /// [`DoorbellError::Unavailable`] while there is no connection: stay awake and ask again.
+    pub async fn open(&self) -> Result<Horizon, DoorbellError> {
+        self.ask(Request::Open).await
+    }
+
+    /// Whether every transaction before the horizon has ended.
+    ///
+    /// # Errors
+    /// [`DoorbellError::Unavailable`] while there is no connection.
+    pub async fn passed(&self, horizon: Horizon) -> Result<bool, DoorbellError> {
+        self.ask(|answer| Request::Passed(horizon, answer)).await
+    }
+
+    /// Whether another daemon keeps the bell silent. Only to be asked while we do not.
+    ///
+    /// # Errors
+    /// [`DoorbellError::Unavailable`] while there is no connection.
+    pub async fn held_by_another(&self) -> Result<bool, DoorbellError> {
+        self.ask(Request::HeldByAnother).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, DoorbellError> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.requests.send(request(answer));
+        answered.await.map_err(|_| DoorbellError::Unavailable)
+    }
+}
+
+/// Owns the connection.
+struct Porter {
+    connect: Connect,
+    inbox: mpsc::UnboundedReceiver<Request>,
+    /// A request that came while we waited for the lock.
+    pending: Option<Request>,
+}
+
+impl Porter {
+    async fn run(&mut self) {
+        loop {
+            let reason = match (self.connect)().await {
+                Ok(session) => self.serve(session).await,
+                Err(ConnectError(reason)) => reason,
+            };
+            tracing::warn!(reason, "doorbell connection lost, reconnecting");
+            // Whoever waits for an answer must not wait for the database to come back.
+            self.pending = None;
+            let mut awake = false;
+            while let Ok(request) = self.inbox.try_recv() {
+                awake = matches!(request, Request::Close);
+            }
+            if awake {
+                self.pending = Some(Request::Close);
+            }
+            sleep(RECONNECT_DELAY).await;
+        }
+    }
+
+    /// Serves requests until the connection is lost; says why it was.
+    async fn serve(&mut self, session: Session) -> String {
+        let Session { client, mut messages } = session;
+        let gate = Gate(&client);
+        tokio::select! {
+            ended = async { while let Some(Ok(_)) = messages.next().await {} } => {
+                let () = ended;
+                "the connection was closed".to_owned()
+            }
+            lost = self.answer(&gate) => match lost {
+                DoorbellError::Database(error) => describe(&error),
+                DoorbellError::Unavailable => "the worker has gone".to_owned(),
+            },
+        }
+    }
+
+    async fn answer(&mut self, gate: &Gate<'_>) -> DoorbellError {
+        if let Err(error) = gate.set_up(PATIENCE).await {
+            return error;
+        }
+        loop {
+            let request = match self.pending.take() {
+                Some(request) => request,
+                None => match self.inbox.recv().await {
+                    Some(request) => request,
+                    None => return DoorbellError::Unavailable,
+                },
+            };
+            let answered = match request {
+                Request::Close => self.close(gate).await,
+                Request::Open(answer) => gate.open().await.map(|horizon| drop(answer.send(horizon))),
+                Request::Passed(horizon, answer) => {
+                    gate.passed(horizon).await.map(|passed| drop(answer.send(passed)))
+                }
+                Request::HeldByAnother(answer) => {
+                    gate.held_by_another().await.map(|held| drop(answer.send(held)))
+                }
+            };
+            if let Err(error) = answered {
+                return error;
+            }
+        }
+    }
+
+    /// Asks for the lock, again and again, until it is ours or something else is wanted.
+    async fn close(&mut self, gate: &Gate<'_>) -> Result<(), DoorbellError> {
+        let mut pause = MIN_PAUSE;
+        while !gate.close().await? {
+            tokio::select! {
+                request = self.inbox.recv() => match request {
+                    Some(Request::Close) => {}
+                    Some(request) => {
+                        self.pending = Some(request);
+                        return Ok(());
+                    }
+                    None => return Err(DoorbellError::Unavailable),
+                },
+                () = sleep(pause) => pause = (pause * 2).min(MAX_PAUSE),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why the doorbell could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorbellError {
+    /// The connection failed.
+    #[error("the doorbell's connection failed")]
+    Database(#[from] tokio_postgres::Error),
+    /// There is no connection at the moment.
+    #[error("the doorbell has no connection at the moment")]
+    Unavailable,
+}
+
+/// `taskbell` in ASCII, the same number as in the triggers (migrations/V2__triggers.sql).
+const DOORBELL_KEY: i64 = 8_386_110_886_190_083_180;
+const LOCK: &str = "SELECT pg_advisory_lock($1)::text";
+/// All of this session's, however often it asked.
+const UNLOCK: &str = "SELECT pg_advisory_unlock_all()::text";
+const HORIZON: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+const PASSED: &str = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= $1";
+const HELD: &str = "SELECT NOT pg_try_advisory_xact_lock_shared($1)";
+/// How long one request for the lock may wait, holding its snapshot.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// Between two requests; a seller's long transaction shares the lock until it ends.
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+const RECONNECT_DELAY: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_the_one_in_the_triggers() {
+        assert_eq!(DOORBELL_KEY, i64::from_be_bytes(*b"taskbell"));
+        let triggers = include_str!("../../migrations/V2__triggers.sql");
+        assert_eq!(triggers.matches(&DOORBELL_KEY.to_string()).count(), 2);
+    }
+}
