@@ -115,7 +115,9 @@ async fn version(transaction: &Transaction<'_>) -> Result<i32, tokio_postgres::E
 #[non_exhaustive]
 pub enum MigrationError {
     /// A later build was here.
-    #[error("the schema taskbell is at version {version}, this build knows {LATEST}: use a build that knows it")]
+    #[error(
+        "the schema taskbell is at version {version}, this build knows {LATEST}: use a build that knows it"
+    )]
     Newer {
         /// The version found.
         version: i32,

@@ -217,15 +217,18 @@ impl Porter {
                     None => return DoorbellError::Unavailable,
                 },
             };
+            // A worker that no longer waits for its answer is no fault.
             let answered = match request {
                 Request::Close => self.close(gate).await,
-                Request::Open(answer) => gate.open().await.map(|horizon| drop(answer.send(horizon))),
-                Request::Passed(horizon, answer) => {
-                    gate.passed(horizon).await.map(|passed| drop(answer.send(passed)))
-                }
-                Request::HeldByAnother(answer) => {
-                    gate.held_by_another().await.map(|held| drop(answer.send(held)))
-                }
+                Request::Open(answer) => gate.open().await.map(|horizon| {
+                    let _ = answer.send(horizon);
+                }),
+                Request::Passed(horizon, answer) => gate.passed(horizon).await.map(|passed| {
+                    let _ = answer.send(passed);
+                }),
+                Request::HeldByAnother(answer) => gate.held_by_another().await.map(|held| {
+                    let _ = answer.send(held);
+                }),
             };
             if let Err(error) = answered {
                 return error;

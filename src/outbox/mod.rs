@@ -1,1 +1,195 @@
 //! The table of webhooks owed: claim under a lease, settle under its token.
+//!
+//! [`Outbox`] is the seam between the worker and a table. A claim is a timed right to make one
+//! attempt; settling matches row *and* token, so whoever lost the lease changes nothing. The
+//! database's clock says what is due, who holds a lease and when the horizon has passed.
+//!
+//! ```text
+//!              claim                  acknowledge
+//!   pending ───────────▶ in_flight ───────────────▶ (the journal: delivered)
+//!      ▲                  │  │  └── dead letter ──▶ invalid
+//!      └──── release ─────┘  └ release past the horizon, sweep ──▶ expired
+//!            lease ran out: claimable again
+//!   expired | invalid ── an operator retries ──▶ pending
+//!                     └─ an operator cancels ──▶ (the journal: cancelled)
+//! ```
+
+pub mod native;
+
+use std::time::{Duration, SystemTime};
+
+use uuid::Uuid;
+
+use crate::webhook::{FailureReason, Prepared, Unsendable};
+
+pub use native::NativeOutbox;
+
+/// A table of webhooks owed.
+pub trait Outbox: Send + Sync + 'static {
+    /// Takes due rows, each for one attempt, and the state changes that nobody is owed a webhook
+    /// for. A transition is handed out once, ever.
+    fn claim(&self, room: &Room) -> impl Future<Output = Result<Claimed, OutboxError>> + Send;
+
+    /// Writes the verdicts of attempts. Returns the rows whose lease was lost: their verdict was
+    /// not written, because somebody else has the row now.
+    fn settle(
+        &self,
+        settlements: &[Settlement],
+    ) -> impl Future<Output = Result<Vec<RowId>, OutboxError>> + Send;
+
+    /// How long until the next row is due; zero when one is due now, `None` when none waits.
+    fn next_due(&self) -> impl Future<Output = Result<Option<Duration>, OutboxError>> + Send;
+
+    /// Expires rows whose horizon has passed; how many.
+    fn expire(&self) -> impl Future<Output = Result<u64, OutboxError>> + Send;
+
+    /// Rings the other daemons: there is more here than one of them can take.
+    fn ring(&self) -> impl Future<Output = Result<(), OutboxError>> + Send;
+}
+
+/// Identifies a row of an outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowId(pub i64);
+
+/// Proof of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseToken(pub Uuid);
+
+/// A destination: `scheme://host:port`, lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Lane(pub String);
+
+/// How much a claim may take.
+#[derive(Debug, Clone)]
+pub struct Room {
+    /// Rows in all.
+    pub rows: usize,
+    /// Rows for one lane, counting what is in flight there already.
+    pub per_lane: usize,
+    /// Lanes with attempts in flight, and how many.
+    pub in_flight: Vec<(Lane, usize)>,
+}
+
+/// What one claim brought.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// State changes seen for the first time, in the order in which they were recorded.
+    pub transitions: Vec<Transition>,
+    /// Rows to attempt now.
+    pub claims: Vec<Claim>,
+}
+
+/// One state change of one task, to be observed once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Transition {
+    /// The task, within its table.
+    pub task: (i16, String),
+    /// Its type as stored; not yet bounded to the labels that metrics may carry.
+    pub task_type: String,
+    /// The state it left; `None` when the task was inserted.
+    pub from: Option<String>,
+    /// The state it entered.
+    pub to: String,
+    /// When, by the database's clock.
+    pub at: SystemTime,
+    /// When the task was created, by its writer's clock.
+    pub task_created_at: Option<SystemTime>,
+    /// The transition before it, if the journal has it: the state entered, and when.
+    pub previous: Option<(String, SystemTime)>,
+}
+
+/// A row under our lease.
+#[derive(Debug)]
+pub struct Claim {
+    /// The row.
+    pub row: RowId,
+    /// The right to settle it.
+    pub lease: LeaseToken,
+    /// The task, for logs.
+    pub task_id: String,
+    /// Its type as stored.
+    pub task_type: String,
+    /// Where it goes.
+    pub lane: Lane,
+    /// This attempt's number, from 1.
+    pub attempt: u32,
+    /// Since the first attempt began; zero on the first.
+    pub since_first: Duration,
+    /// From the first attempt to the moment after which none is made.
+    pub horizon: Duration,
+    /// How long the webhook has been owed, by the database's clock.
+    pub owed_for: Duration,
+    /// What to send, or why nothing can ever be sent.
+    pub prepared: Result<Prepared, Unsendable>,
+}
+
+/// The end of one attempt.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// The row.
+    pub row: RowId,
+    /// The claim that this settles.
+    pub lease: LeaseToken,
+    /// What is to be done with the row.
+    pub verdict: Verdict,
+    /// What went wrong, if anything did. A dead letter always has a reason.
+    pub reason: Option<FailureReason>,
+    /// For the attempt log; `None` when nothing was attempted.
+    pub attempt: Option<Attempt>,
+}
+
+/// What is to be done with a row after an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Delivered.
+    Acknowledge,
+    /// Back to pending, due again after the delay.
+    Release {
+        /// The delay, from now.
+        after: Duration,
+    },
+    /// Back to pending as if it had not been claimed: our own fault, or we are stopping.
+    Unclaim {
+        /// The delay, from now.
+        after: Duration,
+    },
+    /// Given up, until an operator retries or cancels it.
+    DeadLetter,
+}
+
+/// One line of the attempt log.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// When it began, by our clock.
+    pub started_at: SystemTime,
+    /// How long it took.
+    pub duration: Duration,
+    /// The HTTP status, if there was an answer.
+    pub status: Option<u16>,
+    /// The size of the body.
+    pub body_bytes: usize,
+}
+
+impl Verdict {
+    /// The word in the attempt log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Acknowledge => "acknowledge",
+            Self::Release { .. } | Self::Unclaim { .. } => "release",
+            Self::DeadLetter => "dead_letter",
+        }
+    }
+}
+
+/// Why the outbox could not be read or written. Everything owed is still owed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutboxError {
+    /// No connection could be had from the pool.
+    #[error("no connection to the database")]
+    Pool(#[from] deadpool_postgres::PoolError),
+    /// A statement failed.
+    #[error("the database refused a statement")]
+    Database(#[from] tokio_postgres::Error),
+}

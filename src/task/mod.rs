@@ -10,5 +10,7 @@ mod kind;
 
 pub use id::{AccountId, IdError, TaskId};
 pub use kind::{TaskType, protocol_of, task_types};
-pub use registration::{Authentication, CallbackUrl, OperationId, Registration, RegistrationError, UrlSchemes};
+pub use registration::{
+    Authentication, CallbackUrl, OperationId, Registration, RegistrationError, UrlSchemes,
+};
 pub use state::{Open, TaskState, Terminal, UnknownState};

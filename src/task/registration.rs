@@ -76,7 +76,9 @@ impl Registration {
             Some(Value::String(token)) if (16..=4096).contains(&token.chars().count()) => {
                 Some(SecretString::from(token.as_str()))
             }
-            Some(Value::String(_)) => return Err(RegistrationError::new("token", "must have 16 to 4096 characters")),
+            Some(Value::String(_)) => {
+                return Err(RegistrationError::new("token", "must have 16 to 4096 characters"));
+            }
             Some(_) => return Err(RegistrationError::new("token", "must be a string")),
         };
         let authentication = match members.get("authentication") {

@@ -1,0 +1,12 @@
+-- Rows whose horizon has passed become dead letters. An attempt that is still under a live
+-- lease began inside the horizon and may yet succeed: it is left to settle.
+-- $1 rows at most
+WITH over AS (
+    SELECT id FROM taskbell.outbox
+    WHERE lane IS NOT NULL AND state IN ('pending', 'in_flight') AND retry_until <= now()
+      AND (state = 'pending' OR available_at <= now())
+    LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+UPDATE taskbell.outbox o
+SET state = 'expired', lease_token = NULL, last_reason = coalesce(o.last_reason, 'horizon_passed')
+FROM over WHERE o.id = over.id

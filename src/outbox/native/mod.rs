@@ -1,0 +1,280 @@
+//! Our own outbox: rows that the triggers wrote, rendered from what they hold.
+//!
+//! A batch costs two statements to claim and two to settle, each pair pipelined on one
+//! connection. While in flight a row's `available_at` is the end of its lease, so one index
+//! finds what is due and what was left behind by a daemon that died.
+
+use std::time::{Duration, SystemTime};
+
+use deadpool_postgres::{Object, Pool};
+use secrecy::ExposeSecret;
+use serde_json::value::RawValue;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::{
+    Claim, Claimed, Lane, LeaseToken, Outbox, OutboxError, Room, RowId, Settlement, Transition, Verdict,
+};
+use crate::task::{Authentication, CallbackUrl, OperationId, Registration, Terminal, UrlSchemes};
+use crate::webhook::{Envelope, IdempotencyKey, Prepared, Unsendable};
+
+/// `taskbell.outbox`.
+pub struct NativeOutbox {
+    pool: Pool,
+    lease: Duration,
+    horizon: Duration,
+    schemes: UrlSchemes,
+}
+
+impl NativeOutbox {
+    /// Claims run for `lease`; a row is given up `horizon` after its first attempt.
+    #[must_use]
+    pub fn new(pool: Pool, lease: Duration, horizon: Duration, schemes: UrlSchemes) -> Self {
+        Self { pool, lease, horizon, schemes }
+    }
+
+    async fn rows(&self, room: &Room) -> Result<(Vec<Row>, Vec<Row>, Uuid), OutboxError> {
+        let client = self.pool.get().await?;
+        let (journal, claim) =
+            tokio::try_join!(client.prepare_cached(JOURNAL), client.prepare_cached(CLAIM))?;
+        let token = Uuid::new_v4();
+        let (lanes, counts): (Vec<&str>, Vec<i64>) =
+            room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
+        let (rows, per_lane) = (count(room.rows), count(room.per_lane));
+        let (lease, horizon) = (self.lease.as_secs_f64(), self.horizon.as_secs_f64());
+        let claim_parameters: [&(dyn ToSql + Sync); 7] =
+            [&rows, &per_lane, &lanes, &counts, &token, &lease, &horizon];
+        // In this order on the wire: the journal's statement runs first, so that the change
+        // before a terminal one is in the journal when the claim looks for it.
+        let journal_parameters: [&(dyn ToSql + Sync); 1] = [&JOURNAL_ROWS];
+        let (transitions, claims) = tokio::try_join!(client.query(&journal, &journal_parameters), async {
+            match room.rows {
+                0 => Ok(Vec::new()),
+                _ => client.query(&claim, &claim_parameters).await,
+            }
+        })?;
+        Ok((transitions, claims, token))
+    }
+
+    async fn acknowledge(&self, client: &Object, settled: &[&Settlement]) -> Result<Vec<RowId>, OutboxError> {
+        if settled.is_empty() {
+            return Ok(Vec::new());
+        }
+        let columns = Columns::of(settled);
+        let statement = client.prepare_cached(ACKNOWLEDGE).await?;
+        let rows = client
+            .query(
+                &statement,
+                &[
+                    &columns.rows,
+                    &columns.tokens,
+                    &columns.started_at,
+                    &columns.duration_ms,
+                    &columns.statuses,
+                    &columns.body_bytes,
+                ],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| RowId(row.get(0))).collect())
+    }
+
+    async fn release(&self, client: &Object, settled: &[&Settlement]) -> Result<Vec<RowId>, OutboxError> {
+        if settled.is_empty() {
+            return Ok(Vec::new());
+        }
+        let columns = Columns::of(settled);
+        let statement = client.prepare_cached(RELEASE).await?;
+        let rows = client
+            .query(
+                &statement,
+                &[
+                    &columns.rows,
+                    &columns.tokens,
+                    &columns.verdicts,
+                    &columns.delays,
+                    &columns.started_at,
+                    &columns.duration_ms,
+                    &columns.statuses,
+                    &columns.reasons,
+                    &columns.body_bytes,
+                ],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| RowId(row.get(0))).collect())
+    }
+
+    fn claim_of(&self, row: &Row, token: Uuid) -> Claim {
+        let seconds = |column: usize| Duration::from_secs_f64(row.get::<_, f64>(column).max(0.0));
+        Claim {
+            row: RowId(row.get(0)),
+            lease: LeaseToken(token),
+            task_id: row.get(2),
+            task_type: row.get(3),
+            lane: Lane(row.get(10)),
+            attempt: u32::try_from(row.get::<_, i32>(12)).unwrap_or(1),
+            since_first: seconds(13),
+            horizon: seconds(14),
+            owed_for: seconds(15),
+            prepared: self.prepare(row),
+        }
+    }
+
+    fn prepare(&self, row: &Row) -> Result<Prepared, Unsendable> {
+        let registration = registration(row, self.schemes)?;
+        let key = IdempotencyKey::of_row(row.get(11));
+        let document = raw(row.get(16))?;
+        let context = raw(row.get(17))?;
+        let status = match row.get::<_, &str>(5) {
+            "completed" => Terminal::Completed,
+            "failed" => Terminal::Failed,
+            _ => return Err(Unsendable::Member("status")),
+        };
+        let body = Envelope {
+            key: &key,
+            operation_id: registration.operation_id.as_str(),
+            task_id: row.get(2),
+            task_type: row.get(3),
+            status,
+            occurred_at: row.get(6),
+            token: registration.token.as_ref().map(ExposeSecret::expose_secret),
+            document: document.as_deref(),
+            context: context.as_deref(),
+        }
+        .render()?;
+        Ok(Prepared { url: registration.url, key, body, authentication: registration.authentication })
+    }
+}
+
+impl Outbox for NativeOutbox {
+    async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
+        let (transitions, claims, token) = self.rows(room).await?;
+        let first_attempts = claims.iter().filter(|row| row.get::<_, i32>(12) == 1);
+        Ok(Claimed {
+            transitions: transitions.iter().chain(first_attempts).map(transition).collect(),
+            claims: claims.iter().map(|row| self.claim_of(row, token)).collect(),
+        })
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<RowId>, OutboxError> {
+        let client = self.pool.get().await?;
+        let (delivered, others): (Vec<&Settlement>, Vec<&Settlement>) =
+            settlements.iter().partition(|settlement| settlement.verdict == Verdict::Acknowledge);
+        let (delivered, others) =
+            tokio::try_join!(self.acknowledge(&client, &delivered), self.release(&client, &others))?;
+        let written = |row: &RowId| delivered.contains(row) || others.contains(row);
+        Ok(settlements.iter().map(|settlement| settlement.row).filter(|row| !written(row)).collect())
+    }
+
+    async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
+        let client = self.pool.get().await?;
+        let statement = client.prepare_cached(NEXT_DUE).await?;
+        let row = client.query_opt(&statement, &[]).await?;
+        Ok(row.map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0))))
+    }
+
+    async fn expire(&self) -> Result<u64, OutboxError> {
+        let client = self.pool.get().await?;
+        let statement = client.prepare_cached(EXPIRE).await?;
+        Ok(client.execute(&statement, &[&EXPIRE_ROWS]).await?)
+    }
+
+    async fn ring(&self) -> Result<(), OutboxError> {
+        Ok(self.pool.get().await?.batch_execute(RING).await?)
+    }
+}
+
+/// Settlements as columns, because a batch is one statement over arrays.
+#[derive(Default)]
+struct Columns {
+    rows: Vec<i64>,
+    tokens: Vec<Uuid>,
+    verdicts: Vec<&'static str>,
+    delays: Vec<f64>,
+    started_at: Vec<Option<SystemTime>>,
+    duration_ms: Vec<Option<i32>>,
+    statuses: Vec<Option<i32>>,
+    reasons: Vec<Option<&'static str>>,
+    body_bytes: Vec<Option<i32>>,
+}
+
+impl Columns {
+    fn of(settlements: &[&Settlement]) -> Self {
+        let mut columns = Self::default();
+        for settlement in settlements {
+            let attempt = settlement.attempt.as_ref();
+            columns.rows.push(settlement.row.0);
+            columns.tokens.push(settlement.lease.0);
+            columns.verdicts.push(match settlement.verdict {
+                Verdict::Unclaim { .. } => "unclaim",
+                verdict => verdict.as_str(),
+            });
+            columns.delays.push(match settlement.verdict {
+                Verdict::Release { after } | Verdict::Unclaim { after } => after.as_secs_f64(),
+                Verdict::Acknowledge | Verdict::DeadLetter => 0.0,
+            });
+            columns.started_at.push(attempt.map(|attempt| attempt.started_at));
+            columns.duration_ms.push(attempt.map(|attempt| clamp(attempt.duration.as_millis())));
+            columns.statuses.push(attempt.and_then(|attempt| attempt.status).map(i32::from));
+            columns.reasons.push(settlement.reason.map(|reason| reason.as_str()));
+            columns.body_bytes.push(attempt.map(|attempt| clamp(attempt.body_bytes)));
+        }
+        columns
+    }
+}
+
+/// The registration as stored, held to the contract once more: another writer may have put it
+/// there without `register_webhook`.
+fn registration(row: &Row, schemes: UrlSchemes) -> Result<Registration, Unsendable> {
+    let text = |column: usize| row.get::<_, Option<String>>(column);
+    let (Some(url), Some(operation_id)) = (text(18), text(19)) else {
+        return Err(Unsendable::Registration);
+    };
+    let authentication = match (text(21).as_deref(), text(22)) {
+        (None, None) => None,
+        (Some("Bearer"), Some(secret)) => Some(Authentication::Bearer(secret.into())),
+        (Some("HMAC-SHA256"), Some(secret)) => Some(Authentication::HmacSha256(secret.into())),
+        _ => return Err(Unsendable::Registration),
+    };
+    Ok(Registration {
+        url: CallbackUrl::parse(&url, schemes).map_err(|_| Unsendable::Registration)?,
+        operation_id: OperationId::parse(&operation_id).map_err(|_| Unsendable::Registration)?,
+        token: text(20).map(Into::into),
+        authentication,
+    })
+}
+
+fn transition(row: &Row) -> Transition {
+    Transition {
+        task: (row.get(1), row.get(2)),
+        task_type: row.get(3),
+        from: row.get(4),
+        to: row.get(5),
+        at: row.get(6),
+        task_created_at: row.get(7),
+        previous: row.get::<_, Option<String>>(8).zip(row.get::<_, Option<SystemTime>>(9)),
+    }
+}
+
+fn raw(text: Option<String>) -> Result<Option<Box<RawValue>>, Unsendable> {
+    text.map(RawValue::from_string).transpose().map_err(|_| Unsendable::Member("result"))
+}
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn clamp(n: impl TryInto<i32>) -> i32 {
+    n.try_into().unwrap_or(i32::MAX)
+}
+
+const JOURNAL: &str = include_str!("journal.sql");
+const CLAIM: &str = include_str!("claim.sql");
+const ACKNOWLEDGE: &str = include_str!("acknowledge.sql");
+const RELEASE: &str = include_str!("release.sql");
+const NEXT_DUE: &str = include_str!("next_due.sql");
+const EXPIRE: &str = include_str!("expire.sql");
+const RING: &str = "SELECT pg_notify('taskbell', '')";
+/// Transitions in one go: enough to keep up with any seller, small enough to stay a short statement.
+const JOURNAL_ROWS: i64 = 500;
+const EXPIRE_ROWS: i64 = 1000;

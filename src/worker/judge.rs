@@ -1,0 +1,184 @@
+//! What an outcome means for its row: a pure function, every case in a table.
+//!
+//! The schedule spends attempts wisely over the horizon: quickly at first, because most faults
+//! pass in seconds, then ever more slowly, because what is left is waiting for a person.
+
+use std::time::Duration;
+
+use crate::outbox::Verdict;
+use crate::webhook::{FailureReason, Outcome};
+
+/// When to try again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryPolicy {
+    /// The delay after the first, second, … failed attempt; the last one repeats.
+    pub schedule: Vec<Duration>,
+    /// How far a delay may move, as a share of it: 0.2 is up to a fifth either way.
+    pub jitter: f64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        let schedule = [5, 30, 120, 300, 900, 1800, 3600, 7200, 10_800].map(Duration::from_secs).to_vec();
+        Self { schedule, jitter: 0.2 }
+    }
+}
+
+/// The attempt that is judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts {
+    /// Its number, from 1.
+    pub attempt: u32,
+    /// Since the first attempt began.
+    pub since_first: Duration,
+    /// A number in `0.0..1.0`, drawn anew for each attempt.
+    pub chance: f64,
+}
+
+impl RetryPolicy {
+    /// The verdict on an outcome, and the reason if it is a failure.
+    ///
+    /// The horizon is not looked at here: a release that would come due after it expires the
+    /// row, by the database's clock.
+    #[must_use]
+    pub fn judge(&self, outcome: &Outcome, facts: Facts) -> (Verdict, Option<FailureReason>) {
+        use FailureReason as Reason;
+        let release = |reason| (self.release(facts, Duration::ZERO), Some(reason));
+        let slowly = |reason| (self.release(facts, SLOWLY), Some(reason));
+        let dead = |reason| (Verdict::DeadLetter, Some(reason));
+        match outcome {
+            Outcome::Answered { status, retry_after, signature_refused } => match status {
+                200..=299 => (Verdict::Acknowledge, None),
+                408 | 425 | 429 => (self.asked(facts, *retry_after), Some(Reason::Throttled)),
+                500..=599 => (self.asked(facts, *retry_after), Some(Reason::ServerError)),
+                401 if *signature_refused => dead(Reason::SignatureRefused),
+                401 | 403 | 404 => slowly(Reason::Unauthorized),
+                409 => dead(Reason::KeyConflict),
+                410 => dead(Reason::Gone),
+                300..=399 => dead(Reason::Redirected),
+                400..=499 => dead(Reason::Rejected),
+                _ => dead(Reason::OddStatus),
+            },
+            Outcome::AddressRefused => dead(Reason::AddressRefused),
+            // One poisoned answer must not kill a delivery; a name that stays bad for a
+            // quarter of an hour is meant so.
+            Outcome::AnswerRefused if facts.since_first < POISON_PASSES => release(Reason::AnswerRefused),
+            Outcome::AnswerRefused => dead(Reason::AnswerRefused),
+            Outcome::Failed(reason) => release(*reason),
+            Outcome::OwnFault(reason) => (Verdict::Unclaim { after: OWN_FAULT_DELAY }, Some(*reason)),
+        }
+    }
+
+    fn asked(&self, facts: Facts, retry_after: Option<Duration>) -> Verdict {
+        match retry_after {
+            Some(asked) => {
+                Verdict::Release { after: asked.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER).mul_f64(1.0 + 0.1 * facts.chance) }
+            }
+            None => self.release(facts, Duration::ZERO),
+        }
+    }
+
+    fn release(&self, facts: Facts, at_least: Duration) -> Verdict {
+        let step = usize::try_from(facts.attempt.saturating_sub(1)).unwrap_or(usize::MAX);
+        let delay = self.schedule.get(step).or(self.schedule.last()).copied().unwrap_or(FALLBACK);
+        let jitter = 1.0 + self.jitter * (2.0 * facts.chance - 1.0);
+        Verdict::Release { after: delay.max(at_least).mul_f64(jitter) }
+    }
+}
+
+/// Gateways are redeployed and credentials fixed within hours, not seconds.
+const SLOWLY: Duration = Duration::from_secs(300);
+/// Long enough for a poisoned cache to expire.
+const POISON_PASSES: Duration = Duration::from_secs(900);
+/// Ours to repair; nothing is gained by looking more often.
+const OWN_FAULT_DELAY: Duration = Duration::from_secs(30);
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// A receiver may slow us down, not park us for the whole horizon.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// Only for an empty schedule, which the configuration refuses.
+const FALLBACK: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: u16) -> Outcome {
+        Outcome::Answered { status, retry_after: None, signature_refused: false }
+    }
+
+    fn first(chance: f64) -> Facts {
+        Facts { attempt: 1, since_first: Duration::ZERO, chance }
+    }
+
+    #[test]
+    fn every_status_has_its_verdict() {
+        use FailureReason as Reason;
+        let policy = RetryPolicy { jitter: 0.0, ..RetryPolicy::default() };
+        let soon = Verdict::Release { after: Duration::from_secs(5) };
+        let slow = Verdict::Release { after: Duration::from_secs(300) };
+        for (statuses, verdict, reason) in [
+            (&[200u16, 202, 204, 299][..], Verdict::Acknowledge, None),
+            (&[408, 425, 429], soon, Some(Reason::Throttled)),
+            (&[500, 501, 502, 503, 504, 599], soon, Some(Reason::ServerError)),
+            (&[401, 403, 404], slow, Some(Reason::Unauthorized)),
+            (&[409], Verdict::DeadLetter, Some(Reason::KeyConflict)),
+            (&[410], Verdict::DeadLetter, Some(Reason::Gone)),
+            (&[301, 302, 304, 307, 308], Verdict::DeadLetter, Some(Reason::Redirected)),
+            (&[400, 402, 405, 413, 422, 451], Verdict::DeadLetter, Some(Reason::Rejected)),
+            (&[0, 199, 600, 999], Verdict::DeadLetter, Some(Reason::OddStatus)),
+        ] {
+            for status in statuses {
+                assert_eq!(policy.judge(&answered(*status), first(0.5)), (verdict, reason), "{status}");
+            }
+        }
+        let refused = Outcome::Answered { status: 401, retry_after: None, signature_refused: true };
+        assert_eq!(policy.judge(&refused, first(0.5)), (Verdict::DeadLetter, Some(Reason::SignatureRefused)));
+    }
+
+    #[test]
+    fn what_is_our_own_fault_burns_no_attempt() {
+        let (verdict, _) = RetryPolicy::default().judge(&Outcome::OwnFault(FailureReason::NoSigningKey), first(0.5));
+        assert!(matches!(verdict, Verdict::Unclaim { .. }));
+    }
+
+    #[test]
+    fn a_refused_answer_is_forgiven_for_a_quarter_of_an_hour() {
+        let policy = RetryPolicy::default();
+        let after = |seconds| Facts { since_first: Duration::from_secs(seconds), ..first(0.5) };
+        assert!(matches!(policy.judge(&Outcome::AnswerRefused, after(899)).0, Verdict::Release { .. }));
+        assert_eq!(policy.judge(&Outcome::AnswerRefused, after(900)).0, Verdict::DeadLetter);
+        assert_eq!(policy.judge(&Outcome::AddressRefused, first(0.5)).0, Verdict::DeadLetter);
+    }
+
+    #[test]
+    fn a_receiver_may_slow_us_down_within_bounds() {
+        let policy = RetryPolicy::default();
+        for (asked, given) in [(0, 1), (7, 7), (86_400, 3600)] {
+            let outcome = Outcome::Answered {
+                status: 503,
+                retry_after: Some(Duration::from_secs(asked)),
+                signature_refused: false,
+            };
+            assert_eq!(policy.judge(&outcome, first(0.0)).0, Verdict::Release { after: Duration::from_secs(given) });
+        }
+    }
+
+    #[test]
+    fn some_fifteen_attempts_fit_a_day_and_jitter_stays_in_its_share() {
+        let policy = RetryPolicy::default();
+        let mut at = 0.0;
+        let mut attempt = 1;
+        while at < 86_400.0 {
+            let facts = |chance| Facts { attempt, since_first: Duration::ZERO, chance };
+            let delay = |chance| match policy.judge(&answered(503), facts(chance)).0 {
+                Verdict::Release { after } => after.as_secs_f64(),
+                other => panic!("{other:?}"),
+            };
+            assert!((delay(0.0) / delay(0.5) - 0.8).abs() < 1e-6);
+            assert!(delay(0.999) / delay(0.5) < 1.2);
+            at += delay(0.5);
+            attempt += 1;
+        }
+        assert!((13..=18).contains(&attempt), "{attempt}");
+    }
+}
