@@ -5,14 +5,23 @@
 //! the row is the worker's to judge: this module says what happened, as an [`Outcome`].
 
 mod envelope;
+mod target;
+pub mod guard;
+mod key;
+pub mod sign;
+mod send;
 mod outcome;
+pub mod verify;
 
 use bytes::Bytes;
 
 use crate::task::{Authentication, CallbackUrl};
 
 pub use envelope::{Envelope, MAX_BODY_BYTES};
+pub use key::{Algorithm, KeyError, KeyRing, SigningKey};
 pub use outcome::{FailureReason, Outcome, Unsendable};
+pub use send::{LegacySchemes, Sender, SenderError, SenderSettings};
+pub use target::{Target, TargetError};
 
 /// The delivery key, the same on every attempt: `^[A-Za-z0-9_.:-]{16,255}$`
 /// (AdCP `mcp-webhook-payload.json`).
