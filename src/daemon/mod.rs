@@ -1,1 +1,4 @@
-//! Stub.
+//! The edge: everything that touches the world.
+
+pub mod config;
+pub mod embedded;

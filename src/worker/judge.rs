@@ -71,9 +71,9 @@ impl RetryPolicy {
 
     fn asked(&self, facts: Facts, retry_after: Option<Duration>) -> Verdict {
         match retry_after {
-            Some(asked) => {
-                Verdict::Release { after: asked.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER).mul_f64(1.0 + 0.1 * facts.chance) }
-            }
+            Some(asked) => Verdict::Release {
+                after: asked.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER).mul_f64(1.0 + 0.1 * facts.chance),
+            },
             None => self.release(facts, Duration::ZERO),
         }
     }
@@ -137,7 +137,8 @@ mod tests {
 
     #[test]
     fn what_is_our_own_fault_burns_no_attempt() {
-        let (verdict, _) = RetryPolicy::default().judge(&Outcome::OwnFault(FailureReason::NoSigningKey), first(0.5));
+        let (verdict, _) =
+            RetryPolicy::default().judge(&Outcome::OwnFault(FailureReason::NoSigningKey), first(0.5));
         assert!(matches!(verdict, Verdict::Unclaim { .. }));
     }
 
@@ -159,7 +160,10 @@ mod tests {
                 retry_after: Some(Duration::from_secs(asked)),
                 signature_refused: false,
             };
-            assert_eq!(policy.judge(&outcome, first(0.0)).0, Verdict::Release { after: Duration::from_secs(given) });
+            assert_eq!(
+                policy.judge(&outcome, first(0.0)).0,
+                Verdict::Release { after: Duration::from_secs(given) }
+            );
         }
     }
 

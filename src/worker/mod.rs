@@ -1,1 +1,482 @@
-//! Stub.
+//! The loop: claim, attempt, judge, settle, and fall asleep without missing a row.
+//!
+//! One turn is one round trip: finished attempts are settled and free slots filled at once.
+//! Only what starts now is claimed, so no lease runs out in memory behind a slow receiver; no
+//! connection is held while a request is on the wire. How the loop sleeps is told in
+//! [`crate::listener::Doorbell`]; the states here are its states.
+
+mod judge;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use metrics::{counter, histogram};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::listener::{Doorbell, Horizon, Wake};
+use crate::metrics::{self as names, TaskTypes};
+use crate::outbox::{
+    Attempt, Claim, Claimed, Lane, Outbox, OutboxError, Room, RowId, Settlement, Transition, Verdict,
+};
+use crate::webhook::{FailureReason, Prepared, Sender};
+
+pub use judge::{Facts, RetryPolicy};
+
+/// How the worker behaves.
+#[derive(Debug, Clone)]
+pub struct WorkerSettings {
+    /// Attempts in flight at once.
+    pub concurrency: usize,
+    /// Attempts in flight at once to one destination.
+    pub per_lane: usize,
+    /// How long it stays awake after the last row, with the bell silent.
+    pub linger: Duration,
+    /// How often it looks although nobody rang.
+    pub safety_poll: Duration,
+    /// How long a stop waits for attempts in flight; shorter than the lease.
+    pub grace: Duration,
+    /// When to try again.
+    pub retry: RetryPolicy,
+    /// The task types that metrics may name.
+    pub task_types: TaskTypes,
+}
+
+/// What the worker reads from the world: chance and the time of day.
+pub trait World: Send + Sync + 'static {
+    /// A number in `0.0..1.0`.
+    fn chance(&self) -> f64;
+    /// The time of day, for signatures and the attempt log.
+    fn now(&self) -> SystemTime;
+}
+
+/// Delivers what one outbox owes.
+pub struct Worker<O, W> {
+    outbox: Arc<O>,
+    world: Arc<W>,
+    sender: Sender,
+    doorbell: Doorbell,
+    wakes: mpsc::Receiver<Wake>,
+    settings: WorkerSettings,
+    attempts: JoinSet<Settled>,
+    in_flight: HashMap<Lane, usize>,
+    started: HashMap<tokio::task::Id, (Lane, Claim)>,
+    finished: Vec<Settled>,
+    phase: Phase,
+    last_busy: Instant,
+    /// What the timer of an asleep worker stands for.
+    alarm: &'static str,
+}
+
+/// Where the worker stands between two looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The bell is silent, or was asked to be; we look by ourselves.
+    Awake,
+    /// The bell rings again, but transactions that stayed silent may still be open.
+    Settling {
+        horizon: Horizon,
+        pause: Duration,
+        /// Whether the horizon had passed before the last look.
+        passed: bool,
+    },
+    /// Only the bell, a due row or the safety poll wakes us. `watchful` while another daemon
+    /// keeps the bell silent: we would not hear of rows if it were killed.
+    Asleep { watchful: bool },
+}
+
+/// An attempt that has ended, and what metrics need of it.
+struct Settled {
+    settlement: Settlement,
+    owed_for: Duration,
+}
+
+impl<O: Outbox, W: World> Worker<O, W> {
+    /// A worker; [`Worker::run`] starts it.
+    pub fn new(
+        outbox: Arc<O>,
+        world: Arc<W>,
+        sender: Sender,
+        doorbell: Doorbell,
+        wakes: mpsc::Receiver<Wake>,
+        settings: WorkerSettings,
+    ) -> Self {
+        Self {
+            outbox,
+            world,
+            sender,
+            doorbell,
+            wakes,
+            settings,
+            attempts: JoinSet::new(),
+            in_flight: HashMap::new(),
+            started: HashMap::new(),
+            finished: Vec::new(),
+            phase: Phase::Asleep { watchful: true },
+            last_busy: Instant::now(),
+            alarm: "safety_poll",
+        }
+    }
+
+    /// Runs until `stop` is cancelled, then drains: claims nothing new, waits for what is in
+    /// flight as long as the grace allows, and gives the rest back without burning an attempt.
+    pub async fn run(mut self, stop: CancellationToken) {
+        self.wake_up("connected");
+        loop {
+            let next_look = match self.turn().await {
+                Ok(found) => self.after(found).await,
+                Err(error) => {
+                    tracing::error!(error = %chain(&error), "the outbox could not be read or written");
+                    Instant::now() + OUTAGE_PAUSE
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(wake) = self.wakes.recv() => self.wake_up(match wake {
+                    Wake::Bell => "bell",
+                    Wake::Connected => "connected",
+                }),
+                Some(ended) = self.attempts.join_next_with_id() => self.collect(ended),
+                () = sleep_until(next_look) => {}
+            }
+        }
+        self.drain().await;
+    }
+
+    /// Settles what has finished and fills the free slots. Whether there was anything to take.
+    async fn turn(&mut self) -> Result<bool, OutboxError> {
+        while let Some(ended) = self.attempts.try_join_next_with_id() {
+            self.collect(ended);
+        }
+        let room = Room {
+            rows: self.settings.concurrency.saturating_sub(self.attempts.len()),
+            per_lane: self.settings.per_lane,
+            in_flight: self.in_flight.iter().map(|(lane, n)| (lane.clone(), *n)).collect(),
+        };
+        let settlements: Vec<Settlement> =
+            self.finished.iter().map(|ended| ended.settlement.clone()).collect();
+        let (lost, claimed) = tokio::join!(
+            async {
+                match settlements.is_empty() {
+                    true => Ok(Vec::new()),
+                    false => self.outbox.settle(&settlements).await,
+                }
+            },
+            self.outbox.claim(&room),
+        );
+        // A settle that failed is tried again on the next turn; until its lease runs out it is ours.
+        match lost {
+            Ok(lost) => self.settled(&lost),
+            Err(error) => {
+                if let Ok(claimed) = claimed {
+                    self.start(claimed, room.rows).await;
+                }
+                return Err(error);
+            }
+        }
+        Ok(self.start(claimed?, room.rows).await)
+    }
+
+    /// Decides when to look next.
+    async fn after(&mut self, found: bool) -> Instant {
+        let now = Instant::now();
+        if found {
+            self.last_busy = now;
+            if matches!(self.phase, Phase::Asleep { .. }) {
+                counter!(names::WAKEUPS, "cause" => self.alarm).increment(1);
+            }
+            self.stay_awake();
+            // Rows may already wait behind the ones just taken.
+            return if self.attempts.len() < self.settings.concurrency {
+                now
+            } else {
+                now + self.settings.safety_poll
+            };
+        }
+        match self.phase {
+            Phase::Awake if now - self.last_busy < self.settings.linger => now + LINGER_POLL,
+            Phase::Awake => match self.doorbell.open().await {
+                Ok(horizon) => {
+                    self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
+                    now
+                }
+                Err(_) => now + OUTAGE_PAUSE,
+            },
+            // The horizon had passed before the look that found nothing: nobody is silent any more.
+            Phase::Settling { passed: true, .. } => {
+                self.phase = Phase::Asleep { watchful: false };
+                self.rest(now).await
+            }
+            Phase::Settling { horizon, pause, .. } => {
+                let passed = self.doorbell.passed(horizon).await.unwrap_or(false);
+                let pause_next = (pause * 2).min(MAX_SETTLING_PAUSE);
+                self.phase = Phase::Settling { horizon, pause: pause_next, passed };
+                if passed { now } else { now + pause }
+            }
+            Phase::Asleep { .. } => self.rest(now).await,
+        }
+    }
+
+    /// How long to sleep: until the next row is due, or the safety poll.
+    async fn rest(&mut self, now: Instant) -> Instant {
+        let was_watchful = self.phase == (Phase::Asleep { watchful: true });
+        let watchful = self.doorbell.held_by_another().await.unwrap_or(true);
+        if was_watchful && !watchful {
+            // Whoever kept the bell silent is gone, perhaps killed: what it silenced must end first.
+            if let Ok(horizon) = self.doorbell.open().await {
+                self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
+                return now;
+            }
+        }
+        self.phase = Phase::Asleep { watchful };
+        let poll =
+            if watchful { WATCHFUL_POLL.min(self.settings.safety_poll) } else { self.settings.safety_poll };
+        match self.outbox.next_due().await {
+            // A row that is due but was not claimed is held by somebody, or its lane is full.
+            Ok(Some(due)) if due < poll => {
+                self.alarm = "due";
+                now + due.max(MIN_DUE_PAUSE)
+            }
+            Ok(_) => {
+                self.alarm = "safety_poll";
+                now + poll
+            }
+            Err(_) => now + OUTAGE_PAUSE,
+        }
+    }
+
+    fn wake_up(&mut self, cause: &'static str) {
+        counter!(names::WAKEUPS, "cause" => cause).increment(1);
+        self.last_busy = Instant::now();
+        self.stay_awake();
+    }
+
+    /// Asks for silence, unless that was done already.
+    fn stay_awake(&mut self) {
+        if self.phase != Phase::Awake {
+            self.phase = Phase::Awake;
+            self.doorbell.close();
+        }
+    }
+
+    /// Observes and starts what was claimed. Whether there was anything.
+    async fn start(&mut self, claimed: Claimed, room: usize) -> bool {
+        let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
+        self.observe(claimed.transitions);
+        if room > 0 && claimed.claims.len() == room {
+            // More than one daemon can take: let the others help. They only look; no harm if not.
+            let _ = self.outbox.ring().await;
+        }
+        for claim in claimed.claims {
+            if claim.attempt == 1 {
+                histogram!(names::DELIVERY_LAG).record(claim.owed_for);
+            }
+            match &claim.prepared {
+                Ok(prepared) => {
+                    let span = tracing::info_span!(
+                        "attempt",
+                        row.id = claim.row.0,
+                        task.id = claim.task_id,
+                        attempt = claim.attempt
+                    );
+                    let (sender, world, policy) =
+                        (self.sender.clone(), self.world.clone(), self.settings.retry.clone());
+                    let ticket = Ticket::of(&claim);
+                    let prepared = prepared.clone();
+                    let handle = self.attempts.spawn(
+                        async move { attempt(&sender, &*world, &policy, &prepared, ticket).await }
+                            .instrument(span),
+                    );
+                    *self.in_flight.entry(claim.lane.clone()).or_default() += 1;
+                    self.started.insert(handle.id(), (claim.lane.clone(), claim));
+                }
+                Err(problem) => {
+                    tracing::error!(row.id = claim.row.0, task.id = claim.task_id, %problem, "no webhook can be made of this row");
+                    self.finished.push(Settled {
+                        owed_for: claim.owed_for,
+                        settlement: Settlement {
+                            row: claim.row,
+                            lease: claim.lease,
+                            verdict: Verdict::DeadLetter,
+                            reason: Some(problem.reason()),
+                            attempt: None,
+                        },
+                    });
+                }
+            }
+        }
+        found
+    }
+
+    /// Observes each transition once. What one of them followed may stand in the same batch.
+    fn observe(&self, transitions: Vec<Transition>) {
+        let mut latest: HashMap<(i16, String), (String, SystemTime)> = HashMap::new();
+        for mut transition in transitions {
+            if let Some(previous) = latest.get(&transition.task) {
+                transition.previous = Some(previous.clone());
+            }
+            names::observe_transition(&self.settings.task_types, &transition);
+            latest.insert(transition.task.clone(), (transition.to, transition.at));
+        }
+    }
+
+    fn collect(&mut self, ended: Result<(tokio::task::Id, Settled), tokio::task::JoinError>) {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        let Some((lane, claim)) = self.started.remove(&id) else { return };
+        if let Some(n) = self.in_flight.get_mut(&lane) {
+            *n -= 1;
+            if *n == 0 {
+                self.in_flight.remove(&lane);
+            }
+        }
+        self.finished.push(match ended {
+            Ok((_, settled)) => settled,
+            // A panic ends its attempt, not the daemon; a cancelled attempt is given back.
+            Err(error) => {
+                if error.is_panic() {
+                    tracing::error!(row.id = claim.row.0, task.id = claim.task_id, "an attempt panicked");
+                }
+                let after = if error.is_panic() { PANIC_DELAY } else { Duration::ZERO };
+                let verdict = match error.is_panic() {
+                    true => Verdict::Release { after },
+                    false => Verdict::Unclaim { after },
+                };
+                let reason = error.is_panic().then_some(FailureReason::Broken);
+                Settled {
+                    owed_for: claim.owed_for,
+                    settlement: Settlement {
+                        row: claim.row,
+                        lease: claim.lease,
+                        verdict,
+                        reason,
+                        attempt: None,
+                    },
+                }
+            }
+        });
+    }
+
+    /// Counts what was written; forgets what is settled or lost.
+    fn settled(&mut self, lost: &[RowId]) {
+        for ended in self.finished.drain(..) {
+            if lost.contains(&ended.settlement.row) {
+                counter!(names::LEASES_LOST).increment(1);
+                tracing::warn!(
+                    row.id = ended.settlement.row.0,
+                    "the lease was lost before the attempt was settled"
+                );
+            } else {
+                names::observe_verdict(ended.settlement.verdict, ended.owed_for);
+            }
+        }
+    }
+
+    async fn drain(mut self) {
+        let deadline = Instant::now() + self.settings.grace;
+        while !self.attempts.is_empty() {
+            tokio::select! {
+                Some(ended) = self.attempts.join_next_with_id() => self.collect(ended),
+                () = sleep_until(deadline) => self.attempts.abort_all(),
+            }
+            if Instant::now() >= deadline {
+                while let Some(ended) = self.attempts.join_next_with_id().await {
+                    self.collect(ended);
+                }
+            }
+        }
+        if self.finished.is_empty() {
+            return;
+        }
+        let settlements: Vec<Settlement> =
+            self.finished.iter().map(|ended| ended.settlement.clone()).collect();
+        match self.outbox.settle(&settlements).await {
+            Ok(lost) => self.settled(&lost),
+            Err(error) => {
+                tracing::error!(error = %chain(&error), rows = settlements.len(), "not settled; repeated when their leases run out");
+            }
+        }
+    }
+}
+
+/// What an attempt needs of its claim.
+struct Ticket {
+    row: RowId,
+    lease: crate::outbox::LeaseToken,
+    attempt: u32,
+    since_first: Duration,
+    owed_for: Duration,
+}
+
+impl Ticket {
+    fn of(claim: &Claim) -> Self {
+        Self {
+            row: claim.row,
+            lease: claim.lease,
+            attempt: claim.attempt,
+            since_first: claim.since_first,
+            owed_for: claim.owed_for,
+        }
+    }
+}
+
+/// One attempt, from the prepared webhook to its settlement.
+async fn attempt<W: World>(
+    sender: &Sender,
+    world: &W,
+    policy: &RetryPolicy,
+    prepared: &Prepared,
+    ticket: Ticket,
+) -> Settled {
+    let (started_at, began) = (world.now(), Instant::now());
+    let outcome = sender.send(prepared, started_at).await;
+    let duration = began.elapsed();
+    let facts = Facts { attempt: ticket.attempt, since_first: ticket.since_first, chance: world.chance() };
+    let (verdict, reason) = policy.judge(&outcome, facts);
+    let status = match outcome {
+        crate::webhook::Outcome::Answered { status, .. } => Some(status),
+        _ => None,
+    };
+    names::observe_attempt(duration, reason);
+    tracing::info!(
+        verdict = verdict.as_str(),
+        status,
+        reason = reason.map(FailureReason::as_str),
+        duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+        "attempt ended"
+    );
+    Settled {
+        owed_for: ticket.owed_for + duration,
+        settlement: Settlement {
+            row: ticket.row,
+            lease: ticket.lease,
+            verdict,
+            reason,
+            attempt: Some(Attempt { started_at, duration, status, body_bytes: prepared.body.len() }),
+        },
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// While the bell is silent we are the only ones who look.
+const LINGER_POLL: Duration = Duration::from_millis(2);
+const MIN_SETTLING_PAUSE: Duration = Duration::from_millis(2);
+/// A seller's long transaction holds the horizon back; looking more often does not end it.
+const MAX_SETTLING_PAUSE: Duration = Duration::from_secs(1);
+/// While another daemon silences the bell.
+const WATCHFUL_POLL: Duration = Duration::from_secs(1);
+const MIN_DUE_PAUSE: Duration = Duration::from_millis(50);
+const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
+const PANIC_DELAY: Duration = Duration::from_secs(60);
