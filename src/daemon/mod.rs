@@ -1,4 +1,10 @@
-//! The edge: everything that touches the world.
+//! The edge: everything that touches the world. The core takes values.
 
+pub mod cli;
 pub mod config;
+pub mod telemetry;
+pub mod database;
+pub mod run;
+mod reporter;
+mod admin;
 pub mod embedded;

@@ -1,0 +1,194 @@
+//! `check`: a line for each thing that must be right, and what to do where it is not.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::StreamExt;
+use serde::Serialize;
+use tokio::time::timeout;
+use tokio_postgres::{AsyncMessage, Client};
+
+use crate::daemon::config::{Config, Sources};
+use crate::daemon::database::{Connector, explain};
+use crate::daemon::run::read_keys;
+use crate::listener::{CHANNEL, Session};
+use crate::migrations;
+
+/// One finding.
+#[derive(Debug, Serialize)]
+struct Finding {
+    check: &'static str,
+    ok: bool,
+    says: String,
+}
+
+/// Runs every check; the exit code.
+pub(super) async fn run(sources: &Sources, json: bool) -> anyhow::Result<u8> {
+    let mut findings = Vec::new();
+    let mut find = |check, ok, says: String| findings.push(Finding { check, ok, says });
+    match Config::load(sources) {
+        Err(error) => find("configuration", false, error.to_string()),
+        Ok(config) => {
+            find("configuration", true, "every key is understood".to_owned());
+            match read_keys(&config.key_files) {
+                Ok(keys) => match keys.signer() {
+                    Some(key) => find(
+                        "signing key",
+                        true,
+                        format!("signs as {} ({})", key.kid(), key.algorithm().as_str()),
+                    ),
+                    None => find(
+                        "signing key",
+                        false,
+                        "none: make one with `taskbell keys generate` and name it in signing.key_files"
+                            .to_owned(),
+                    ),
+                },
+                Err(error) => find("signing key", false, format!("{error:#}")),
+            }
+            match Connector::new(&config.database) {
+                Err(error) => find("database", false, error.to_string()),
+                Ok(connector) => match connector.client().await {
+                    Err(error) => find("database", false, error.to_string()),
+                    Ok(mut client) => {
+                        if let Err(error) = database(&mut client, &mut find).await {
+                            find("database", false, explain(&error));
+                        }
+                        let (ok, says) = round_trip(&connector).await;
+                        find("listener", ok, says);
+                    }
+                },
+            }
+        }
+    }
+    let failed = findings.iter().any(|finding| !finding.ok);
+    if json {
+        println!("{}", serde_json::to_string(&findings)?);
+    } else {
+        for finding in &findings {
+            println!("{}  {:<14} {}", if finding.ok { "ok  " } else { "FAIL" }, finding.check, finding.says);
+        }
+    }
+    Ok(u8::from(failed))
+}
+
+async fn database(
+    client: &mut Client,
+    find: &mut impl FnMut(&'static str, bool, String),
+) -> Result<(), tokio_postgres::Error> {
+    let row = client.query_one(SERVER, &[]).await?;
+    let (version, number, role, standby): (String, i32, String, bool) =
+        (row.get(0), row.get(1), row.get(2), row.get(3));
+    find(
+        "database",
+        number >= OLDEST,
+        format!(
+            "PostgreSQL {version} as {role}{}",
+            if number >= OLDEST { "" } else { "; at least 14 is needed" }
+        ),
+    );
+    find(
+        "primary",
+        !standby,
+        if standby {
+            "this is a standby: point database.url at the primary".into()
+        } else {
+            "writable".into()
+        },
+    );
+    let skew =
+        row.get::<_, f64>(4) - SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    find(
+        "clock",
+        skew.abs() < MAX_SKEW,
+        format!(
+            "{skew:+.1} s between the database and here{}",
+            if skew.abs() < MAX_SKEW {
+                ""
+            } else {
+                "; receivers refuse signatures that are a minute off: repair the time of this machine"
+            }
+        ),
+    );
+    let version = migrations::current(client).await?;
+    let latest = migrations::LATEST;
+    find(
+        "schema",
+        version == latest,
+        if version == latest {
+            format!("version {version}")
+        } else {
+            format!("version {version}, this build needs {latest}: run `taskbell migrate`")
+        },
+    );
+    if version == 0 {
+        return Ok(());
+    }
+    let tables = client.query(TRIGGERS, &[]).await?;
+    if tables.is_empty() {
+        find("triggers", false, "no table is watched: SELECT taskbell.watch('your_tasks')".to_owned());
+    }
+    for table in tables {
+        let (name, enabled): (String, i64) = (table.get(0), table.get(1));
+        let ok = enabled == 3;
+        find(
+            "triggers",
+            ok,
+            if ok {
+                format!("{name} is watched")
+            } else {
+                format!("{name} has {enabled} of 3 triggers: SELECT taskbell.watch('{name}')")
+            },
+        );
+    }
+    let queue: f64 = client.query_one("SELECT pg_notification_queue_usage()", &[]).await?.get(0);
+    find(
+        "notify queue",
+        queue < 0.5,
+        format!(
+            "{:.0} % full{}",
+            queue * 100.0,
+            if queue < 0.5 {
+                ""
+            } else {
+                "; a session that listens is in a long transaction: end it, or every notifying commit will fail"
+            }
+        ),
+    );
+    Ok(())
+}
+
+/// Does a notification come back? A pooler in transaction mode swallows it.
+async fn round_trip(connector: &Connector) -> (bool, String) {
+    let Ok(Session { client, mut messages }) = connector.connect().await else {
+        return (false, "no second connection could be made".to_owned());
+    };
+    let payload = format!("check {}", uuid::Uuid::new_v4());
+    let sql = format!("LISTEN {CHANNEL}; NOTIFY {CHANNEL}, '{payload}'");
+    let heard = async {
+        let sent = client.batch_execute(&sql);
+        tokio::pin!(sent);
+        let mut done = false;
+        loop {
+            tokio::select! {
+                answer = &mut sent, if !done => { answer.ok()?; done = true; }
+                message = messages.next() => match message {
+                    Some(Ok(AsyncMessage::Notification(heard))) if heard.payload() == payload => return Some(()),
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return None,
+                },
+            }
+        }
+    };
+    match timeout(PATIENCE, heard).await {
+        Ok(Some(())) => (true, "a notification came back".to_owned()),
+        Ok(None) | Err(_) => (false, "no notification came back: connect past the pooler; until then webhooks wait for the safety poll".to_owned()),
+    }
+}
+
+const SERVER: &str = "SELECT current_setting('server_version'), current_setting('server_version_num')::int, \
+                      current_user::text, pg_is_in_recovery(), extract(epoch FROM clock_timestamp())::float8";
+const TRIGGERS: &str = include_str!("check_triggers.sql");
+/// CREATE OR REPLACE TRIGGER came with 14.
+const OLDEST: i32 = 140_000;
+const MAX_SKEW: f64 = 30.0;
+const PATIENCE: Duration = Duration::from_secs(3);

@@ -1,0 +1,122 @@
+//! `deliveries list|show|retry|cancel`: what operators may do, through the schema's own functions.
+
+use anyhow::bail;
+use clap::Subcommand;
+use serde_json::Value;
+
+use super::print_rows;
+use crate::daemon::config::Config;
+use crate::daemon::database::{Connector, explain};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Deliveries {
+    /// Lists webhooks, newest first.
+    List {
+        /// Only these: pending, in_flight, expired, invalid, delivered, cancelled.
+        #[arg(long)]
+        state: Option<String>,
+        /// Only of this task.
+        #[arg(long)]
+        task: Option<String>,
+        /// How many.
+        #[arg(long, default_value_t = 50)]
+        limit: i64,
+        /// A JSON document a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows one webhook and its attempts, by delivery id, task id or key.
+    Show {
+        /// The id.
+        id: String,
+        /// A JSON document a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Sends a dead letter again, with its key and its body.
+    Retry {
+        /// The delivery id.
+        id: i64,
+        /// Send it although the buyer may have forgotten its key.
+        #[arg(long)]
+        past_horizon: bool,
+    },
+    /// Gives a webhook up for good.
+    Cancel {
+        /// The delivery id.
+        id: i64,
+    },
+}
+
+impl Deliveries {
+    pub(super) async fn run(self, config: &Config) -> anyhow::Result<()> {
+        let client = Connector::new(&config.database)?.durable().client().await?;
+        let said = |error: tokio_postgres::Error| anyhow::anyhow!(explain(&error));
+        match self {
+            Self::List { state, task, limit, json } => {
+                let rows = client.query(LIST, &[&state, &task, &limit]).await.map_err(said)?;
+                let rows: Vec<Value> = rows.iter().map(|row| row.get(0)).collect();
+                print_rows(&rows, &LIST_COLUMNS, json);
+            }
+            Self::Show { id, json } => {
+                let rows = client.query(SHOW, &[&id]).await.map_err(said)?;
+                let deliveries: Vec<Value> = rows.iter().map(|row| row.get(0)).collect();
+                if deliveries.is_empty() {
+                    bail!(
+                        "no webhook is known under {id}: a task without registration owes none (`tasks show`)"
+                    );
+                }
+                for delivery in &deliveries {
+                    let attempts =
+                        client.query(ATTEMPTS, &[&delivery["delivery_id"].as_i64()]).await.map_err(said)?;
+                    let attempts: Vec<Value> = attempts.iter().map(|row| row.get(0)).collect();
+                    if json {
+                        let mut document = delivery.clone();
+                        document["attempts"] = attempts.into();
+                        println!("{document}");
+                        continue;
+                    }
+                    for (name, value) in
+                        delivery.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null())
+                    {
+                        println!(
+                            "{name:>17}  {}",
+                            value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+                        );
+                    }
+                    println!();
+                    print_rows(
+                        &attempts,
+                        &["attempt", "started_at", "duration_ms", "status", "reason", "verdict"],
+                        false,
+                    );
+                }
+            }
+            Self::Retry { id, past_horizon } => {
+                client.query_one(RETRY, &[&id, &past_horizon]).await.map_err(said)?;
+                println!("delivery {id} is due now");
+            }
+            Self::Cancel { id } => {
+                client.query_one(CANCEL, &[&id]).await.map_err(said)?;
+                println!("delivery {id} is cancelled");
+            }
+        }
+        Ok(())
+    }
+}
+
+const LIST: &str = include_str!("deliveries_list.sql");
+const SHOW: &str = include_str!("deliveries_show.sql");
+const ATTEMPTS: &str = include_str!("deliveries_attempts.sql");
+const RETRY: &str = "SELECT taskbell.retry_delivery($1, $2)::text";
+const CANCEL: &str = "SELECT taskbell.cancel_delivery($1)::text";
+const LIST_COLUMNS: [&str; 8] = [
+    "delivery_id",
+    "task_id",
+    "task_state",
+    "state",
+    "attempt_count",
+    "next_attempt_at",
+    "last_reason",
+    "lane",
+];

@@ -1,0 +1,239 @@
+//! Connections: the pool for claims and settles, and single ones for listener and doorbell.
+//!
+//! Our own connections do not wait for an fsync: a claim or an acknowledgement that a crash
+//! forgets means a repeated delivery under the same key, and what is owed was written durably
+//! by the seller.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls_platform_verifier::BuilderVerifierExt;
+use secrecy::ExposeSecret;
+use tokio::time::timeout;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::config::Database;
+use crate::listener::{Connect, ConnectError, Session};
+
+/// How to connect, ready to be used any number of times.
+#[derive(Clone)]
+pub struct Connector {
+    config: tokio_postgres::Config,
+    tls: MakeRustlsConnect,
+    max_connections: usize,
+}
+
+impl Connector {
+    /// Understands the connection string.
+    ///
+    /// # Errors
+    /// [`DatabaseError`], which never repeats the connection string.
+    pub fn new(database: &Database) -> Result<Self, DatabaseError> {
+        let url = database.url.as_ref().ok_or(DatabaseError::NoUrl)?;
+        let (url, ca_file) = libpq_keys(url.expose_secret());
+        let mut config = tokio_postgres::Config::from_str(&url).map_err(|_| DatabaseError::Url)?;
+        let statement_timeout = database.statement_timeout.as_millis();
+        let own = format!("-c synchronous_commit=off -c statement_timeout={statement_timeout}");
+        let options = config.get_options().map_or_else(|| own.clone(), |theirs| format!("{own} {theirs}"));
+        config
+            .options(options)
+            .application_name("taskbell")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .keepalives(true)
+            .keepalives_idle(KEEPALIVE_IDLE)
+            .keepalives_interval(KEEPALIVE_INTERVAL)
+            .keepalives_retries(KEEPALIVE_RETRIES);
+        let ca_file = database.ca_file.clone().or(ca_file.map(Into::into));
+        let tls = tls_config(ca_file.as_deref())?;
+        Ok(Self { config, tls: MakeRustlsConnect::new(tls), max_connections: database.max_connections })
+    }
+
+    /// The same connections, but with commits that wait for the disk: for whatever writes on
+    /// the seller's behalf, where a forgotten commit would be a lost one.
+    #[must_use]
+    pub fn durable(&self) -> Self {
+        let mut config = self.config.clone();
+        let options = config.get_options().unwrap_or_default().replace("-c synchronous_commit=off", "");
+        config.options(options);
+        Self { config, ..self.clone() }
+    }
+
+    /// One connection outside the pool.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the server does not answer in time or refuses.
+    pub async fn connect(&self) -> Result<Session, ConnectError> {
+        match timeout(CONNECT_TIMEOUT * 2, self.config.connect(self.tls.clone())).await {
+            Ok(Ok((client, connection))) => Ok(Session::new(client, connection)),
+            Ok(Err(error)) => Err(ConnectError(explain(&error))),
+            Err(_) => Err(ConnectError("the server did not answer in time".to_owned())),
+        }
+    }
+
+    /// One connection whose messages nobody wants; it closes when the client is dropped.
+    ///
+    /// # Errors
+    /// As [`Connector::connect`].
+    pub async fn client(&self) -> Result<tokio_postgres::Client, ConnectError> {
+        use futures_util::StreamExt;
+        let Session { client, mut messages } = self.connect().await?;
+        tokio::spawn(async move { while messages.next().await.is_some() {} });
+        Ok(client)
+    }
+
+    /// For [`crate::listener`], which opens connections again and again.
+    #[must_use]
+    pub fn handle(&self) -> Connect {
+        let this = self.clone();
+        Arc::new(move || {
+            let this = this.clone();
+            Box::pin(async move { this.connect().await })
+        })
+    }
+
+    /// A pool that opens connections when they are needed.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Pool`] when it cannot be built.
+    pub fn pool(&self) -> Result<Pool, DatabaseError> {
+        let manager = Manager::from_config(
+            self.config.clone(),
+            self.tls.clone(),
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        );
+        Pool::builder(manager)
+            .max_size(self.max_connections)
+            .wait_timeout(Some(CONNECT_TIMEOUT))
+            .create_timeout(Some(CONNECT_TIMEOUT * 2))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|_| DatabaseError::Pool)
+    }
+}
+
+/// TLS 1.2 and later with the platform's roots, and those of a file beside them.
+///
+/// # Errors
+/// [`DatabaseError::CaFile`] when the file cannot be read; [`DatabaseError::Roots`] when the
+/// platform has no certificates.
+pub fn tls_config(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, DatabaseError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|_| DatabaseError::Roots)?;
+    let config = match ca_file {
+        None => builder.with_platform_verifier().map_err(|_| DatabaseError::Roots)?.with_no_client_auth(),
+        Some(path) => {
+            let unreadable = || DatabaseError::CaFile(path.display().to_string());
+            let roots = CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|_| unreadable())?;
+            if roots.is_empty() {
+                return Err(unreadable());
+            }
+            let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(roots, provider)
+                .map_err(|_| DatabaseError::Roots)?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
+        }
+    };
+    Ok(config)
+}
+
+/// Translates what libpq understands and tokio-postgres does not: `verify-ca` and `verify-full`
+/// are what we do for `require` anyway; `sslrootcert` is our `ca_file`.
+fn libpq_keys(url: &str) -> (String, Option<String>) {
+    let mut ca_file = None;
+    let mut keep = |pair: &str| match pair.split_once('=') {
+        Some(("sslrootcert", path)) => {
+            ca_file = (path != "system").then(|| path.to_owned());
+            None
+        }
+        Some(("sslmode", "verify-full" | "verify-ca")) => Some("sslmode=require".to_owned()),
+        Some(("sslmode", "allow")) => Some("sslmode=prefer".to_owned()),
+        _ => Some(pair.to_owned()),
+    };
+    let rewritten = if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        match url.split_once('?') {
+            None => url.to_owned(),
+            Some((base, query)) => {
+                let query: Vec<String> = query.split('&').filter_map(&mut keep).collect();
+                if query.is_empty() { base.to_owned() } else { format!("{base}?{}", query.join("&")) }
+            }
+        }
+    } else if url.contains('\'') {
+        // Quoted values may hold spaces: left to the driver as they are.
+        url.to_owned()
+    } else {
+        url.split_whitespace().filter_map(&mut keep).collect::<Vec<_>>().join(" ")
+    };
+    (rewritten, ca_file)
+}
+
+/// `tokio_postgres::Error` prints only its kind; this says what the server said.
+#[must_use]
+pub fn explain(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => match db.hint() {
+            Some(hint) => format!("{} ({hint})", db.message()),
+            None => db.message().to_owned(),
+        },
+        None => std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(": "),
+    }
+}
+
+/// Why there is no way to connect.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DatabaseError {
+    /// Nobody said where.
+    #[error("no database: set database.url, database.url_file or DATABASE_URL")]
+    NoUrl,
+    /// Not a connection string.
+    #[error("database.url is no connection string: postgres://user:password@host/database")]
+    Url,
+    /// A file of certificates cannot be used.
+    #[error("{0}: no PEM certificates can be read from it")]
+    CaFile(String),
+    /// No trust roots.
+    #[error("the system has no trusted certificates: install ca-certificates")]
+    Roots,
+    /// The pool.
+    #[error("the connection pool cannot be built")]
+    Pool,
+}
+
+/// For a TCP connection; twice as long for the whole way to a ready session.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_libpq_users_write_is_understood() {
+        for (given, url, ca) in [
+            ("postgres://u@h/d", "postgres://u@h/d", None),
+            (
+                "postgres://h/d?sslmode=verify-full&sslrootcert=/ca.pem",
+                "postgres://h/d?sslmode=require",
+                Some("/ca.pem"),
+            ),
+            ("postgres://h/d?sslrootcert=system", "postgres://h/d", None),
+            ("host=h sslmode=verify-ca dbname=d", "host=h sslmode=require dbname=d", None),
+            ("host=h password='a b' sslmode=require", "host=h password='a b' sslmode=require", None),
+        ] {
+            assert_eq!(libpq_keys(given), (url.to_owned(), ca.map(str::to_owned)), "{given}");
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The daemon's whole life on one page: connect, check, start the parts, stop in two phases.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use metrics::gauge;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::admin::{self, Admin};
+use super::config::Config;
+use super::database::{Connector, tls_config};
+use super::reporter::Reporter;
+use crate::listener::{Doorbell, Listener};
+use crate::metrics as names;
+use crate::migrations;
+use crate::outbox::NativeOutbox;
+use crate::task::UrlSchemes;
+use crate::webhook::{KeyRing, Sender, SenderSettings, SigningKey};
+use crate::worker::{Worker, WorkerSettings, World};
+
+/// Runs until `stop` is cancelled. `ready` is told the admin listener's address once the
+/// daemon serves.
+///
+/// # Errors
+/// The daemon could not start: the message says what to do.
+pub async fn run(
+    config: Config,
+    keys: KeyRing,
+    stop: CancellationToken,
+    ready: impl FnOnce(std::net::SocketAddr),
+) -> anyhow::Result<()> {
+    let connector = Connector::new(&config.database)?;
+    check_schema(&connector).await?;
+    let listener = TcpListener::bind(config.admin)
+        .await
+        .with_context(|| format!("admin.listen: {} cannot be bound", config.admin))?;
+    let address = listener.local_addr()?;
+    let metrics = install_metrics(&config)?;
+    let pool = connector.pool()?;
+    let jwks = Arc::new(keys.jwks());
+    if keys.signer().is_none() {
+        tracing::warn!("no signing key: webhooks without legacy authentication wait until there is one");
+    }
+    let sender = Sender::new(
+        tls_config(config.http_ca_file.as_deref())?,
+        keys,
+        SenderSettings {
+            guard: config.guard.clone(),
+            legacy: config.legacy,
+            deadline: config.deadline,
+            idle_per_host: config.per_lane.max(config.concurrency),
+            user_agent: config.user_agent.clone(),
+        },
+    )?;
+    let schemes = if config.guard.allow_http { UrlSchemes::AllowHttp } else { UrlSchemes::HttpsOnly };
+    let outbox = Arc::new(NativeOutbox::new(pool.clone(), config.lease, config.horizon, schemes));
+    let types = names::TaskTypes::new(config.metrics.task_types.iter().cloned());
+
+    // Everything but the worker stops last: it needs them to drain.
+    let (services, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let (ears, wakes, listener_up) = Listener::new(connector.handle(), config.probe);
+    tasks.spawn(ears.run(services.clone()));
+    let (doorbell, porter) = Doorbell::new(connector.handle(), services.clone());
+    tasks.spawn(porter);
+    tasks.spawn(publish_listener(listener_up.clone(), services.clone()));
+    tasks.spawn(upkeep(metrics.clone(), services.clone()));
+    let reporter = Reporter {
+        pool,
+        outbox: outbox.clone(),
+        metrics: config.metrics.clone(),
+        types: types.clone(),
+        keep: config.keep,
+    };
+    tasks.spawn(reporter.run(services.clone()));
+    let (accepting, is_accepting) = watch::channel(true);
+    let admin = Admin { metrics, listener_up, accepting: is_accepting, jwks };
+    let served = tasks.spawn(admin::serve(listener, admin, services.clone()));
+    let worker = Worker::new(
+        outbox,
+        Arc::new(RealWorld),
+        sender,
+        doorbell,
+        wakes,
+        WorkerSettings {
+            concurrency: config.concurrency,
+            per_lane: config.per_lane,
+            linger: config.linger,
+            safety_poll: config.safety_poll,
+            grace: config.grace,
+            retry: config.retry.clone(),
+            task_types: types,
+        },
+    );
+    let working = tasks.spawn(worker.run(stop.clone()));
+    ready(address);
+    tracing::info!(admin = %address, "taskbell runs");
+
+    stop.cancelled().await;
+    tracing::info!("stopping: nothing new is claimed, attempts in flight are finished");
+    accepting.send_replace(false);
+    let drained = working.await;
+    services.cancel();
+    tasks.close();
+    tasks.wait().await;
+    served.await.context("the admin listener panicked")??;
+    drained.context("the worker panicked")?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Reads the configured private keys.
+///
+/// # Errors
+/// A file cannot be read or holds no usable key; the message names it.
+pub fn read_keys(files: &[PathBuf]) -> anyhow::Result<KeyRing> {
+    let keys = files.iter().map(|file| {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("signing.key_files: {} cannot be read", file.display()))?;
+        SigningKey::parse(&text.into()).with_context(|| format!("signing.key_files: {}", file.display()))
+    });
+    Ok(KeyRing::new(keys.collect::<anyhow::Result<_>>()?)?)
+}
+
+async fn check_schema(connector: &Connector) -> anyhow::Result<()> {
+    let mut client = connector.client().await?;
+    let version = migrations::current(&mut client).await.context("the schema version cannot be read")?;
+    match version {
+        migrations::LATEST => Ok(()),
+        0 => bail!("the database has no schema taskbell yet: run `taskbell migrate`"),
+        older if older < migrations::LATEST => {
+            bail!(
+                "the schema taskbell is at version {older}, this build needs {}: run `taskbell migrate`",
+                migrations::LATEST
+            )
+        }
+        newer => bail!(
+            "the schema taskbell is at version {newer}, this build knows {}: use a newer build",
+            migrations::LATEST
+        ),
+    }
+}
+
+fn install_metrics(config: &Config) -> anyhow::Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(names::TASK_DURATION.to_owned()), &config.metrics.task_buckets)?
+        .set_buckets_for_metric(Matcher::Full(names::TASK_STATE.to_owned()), &config.metrics.task_buckets)?
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &WIRE_BUCKETS)?
+        .install_recorder()
+        .context("a metrics recorder is installed already")?;
+    names::publish(env!("CARGO_PKG_VERSION"));
+    metrics_process::Collector::default().describe();
+    Ok(handle)
+}
+
+async fn publish_listener(mut up: watch::Receiver<bool>, stop: CancellationToken) {
+    loop {
+        gauge!(names::LISTENER_UP).set(f64::from(u8::from(*up.borrow_and_update())));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = up.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Histogram samples are kept until somebody folds them into their buckets.
+async fn upkeep(metrics: PrometheusHandle, stop: CancellationToken) {
+    let mut beat = tokio::time::interval(UPKEEP);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = beat.tick() => metrics.run_upkeep(),
+        }
+    }
+}
+
+/// Chance and time as they are.
+struct RealWorld;
+
+impl World for RealWorld {
+    fn chance(&self) -> f64 {
+        rand::random()
+    }
+
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+/// From a fast receiver to the deadline and, for acceptance, to the horizon.
+const WIRE_BUCKETS: [f64; 16] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 300.0, 3600.0, 21_600.0, 86_400.0];
+const UPKEEP: Duration = Duration::from_secs(5);

@@ -1,0 +1,35 @@
+//! Logs and the process-wide set-up that must happen once.
+
+use std::io::{IsTerminal, stderr};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt;
+
+use super::config::{Log, LogFormat};
+
+/// Installs the TLS provider. First thing in `main`.
+pub fn install_crypto() {
+    // Err means that it is installed already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// Starts logging to standard error.
+///
+/// # Errors
+/// The filter is malformed.
+pub fn start_logging(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter = EnvFilter::builder().parse(&log.filter)?;
+    let text = match log.format {
+        LogFormat::Auto => stderr().is_terminal(),
+        LogFormat::Text => true,
+        LogFormat::Json => false,
+    };
+    let builder = fmt().with_env_filter(filter).with_writer(stderr).with_ansi(stderr().is_terminal());
+    // Err means that a subscriber is installed already, by a test or an embedding program.
+    let _ = if text {
+        builder.compact().try_init().map_err(drop)
+    } else {
+        builder.json().flatten_event(true).try_init().map_err(drop)
+    };
+    Ok(())
+}
