@@ -175,6 +175,9 @@ impl Porter {
                 Ok(session) => self.serve(session).await,
                 Err(ConnectError(reason)) => reason,
             };
+            if self.inbox.is_closed() {
+                return;
+            }
             tracing::warn!(reason, "doorbell connection lost, reconnecting");
             // Whoever waits for an answer must not wait for the database to come back.
             self.pending = None;

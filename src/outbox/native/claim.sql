@@ -12,24 +12,24 @@ WITH busy AS (
         SELECT id, lane, available_at FROM taskbell.outbox
         WHERE lane IS NOT NULL AND state IN ('pending', 'in_flight') AND available_at <= now()
           AND (retry_until IS NULL OR retry_until > now())
-          AND lane <> ALL (ARRAY(SELECT lane FROM busy WHERE n >= $2))
+          AND lane <> ALL (ARRAY(SELECT lane FROM busy WHERE n >= $2::bigint))
         ORDER BY available_at, id
-        LIMIT $1 * 4
+        LIMIT $1::bigint * 4
     ) o
 ), due AS (
     SELECT o.id FROM taskbell.outbox o
     WHERE o.id IN (
         SELECT c.id FROM candidate c LEFT JOIN busy USING (lane)
-        WHERE c.place <= $2 - coalesce(busy.n, 0) ORDER BY c.id LIMIT $1
+        WHERE c.place <= $2::bigint - coalesce(busy.n, 0) ORDER BY c.id LIMIT $1::bigint
     )
       AND o.state IN ('pending', 'in_flight') AND o.available_at <= now()
     FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE taskbell.outbox o
     SET state = 'in_flight', lease_token = $5, attempt_count = o.attempt_count + 1,
-        available_at = now() + $6 * interval '1 second',
+        available_at = now() + $6::float8 * interval '1 second',
         first_attempt_at = coalesce(o.first_attempt_at, now()),
-        retry_until = coalesce(o.retry_until, now() + $7 * interval '1 second')
+        retry_until = coalesce(o.retry_until, now() + $7::float8 * interval '1 second')
     FROM due WHERE o.id = due.id
     RETURNING o.*
 )

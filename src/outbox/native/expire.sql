@@ -5,7 +5,7 @@ WITH over AS (
     SELECT id FROM taskbell.outbox
     WHERE lane IS NOT NULL AND state IN ('pending', 'in_flight') AND retry_until <= now()
       AND (state = 'pending' OR available_at <= now())
-    LIMIT $1 FOR UPDATE SKIP LOCKED
+    LIMIT $1::bigint FOR UPDATE SKIP LOCKED
 )
 UPDATE taskbell.outbox o
 SET state = 'expired', lease_token = NULL, last_reason = coalesce(o.last_reason, 'horizon_passed')

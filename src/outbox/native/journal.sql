@@ -2,7 +2,7 @@
 -- each once, with the transition before it.
 -- $1 rows at most
 WITH seen AS (
-    SELECT id FROM taskbell.outbox WHERE lane IS NULL ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED
+    SELECT id FROM taskbell.outbox WHERE lane IS NULL ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM taskbell.outbox o USING seen WHERE o.id = seen.id
     RETURNING o.id, o.watch_id, o.task_id, o.account_id, o.task_type, o.from_state, o.to_state,
