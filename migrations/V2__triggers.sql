@@ -133,10 +133,10 @@ BEGIN
         END $record$
         $body$,
         watched.watch_id, id_column, state_column, type_column,
-        coalesce(format('new.%I', account_column), 'NULL'), created,
-        coalesce(format('new.%I', result_column), 'NULL::jsonb'),
-        coalesce(format('new.%I', error_column), 'NULL::jsonb'),
-        coalesce(format('new.%I', context_column), 'NULL::jsonb'),
+        coalesce('new.' || quote_ident(account_column), 'NULL'), created,
+        coalesce('new.' || quote_ident(result_column), 'NULL::jsonb'),
+        coalesce('new.' || quote_ident(error_column), 'NULL::jsonb'),
+        coalesce('new.' || quote_ident(context_column), 'NULL::jsonb'),
         CASE WHEN doorbell THEN
             -- The body of taskbell.ring(), in place: a call would cost as much as the lock.
             'IF pg_try_advisory_xact_lock_shared(8386110886190083180) THEN PERFORM pg_notify(''taskbell'', ''''); END IF;'

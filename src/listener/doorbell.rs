@@ -6,11 +6,15 @@
 //! request already refuses them).
 //!
 //! No wake-up is lost on the way back to sleep. [`Gate::open`] gives the lock back, or withdraws
-//! the request, and then reads the snapshot's `xmax`, the [`Horizon`]. A transaction that stayed
-//! silent because of us had its transaction id before that moment, because it had already
-//! written when its trigger looked at the lock. Once `xmin` has reached the horizon, every one
-//! of them has ended: the look that follows sees its rows, or it was rolled back. Whoever comes
+//! the request, and then takes a transaction id of its own, the [`Horizon`]. A transaction that
+//! stayed silent because of us had a smaller one, because it had already written when its
+//! trigger looked at the lock. Once the snapshot's `xmin` has reached the horizon, every one of
+//! them has ended: the look that follows sees its rows, or it was rolled back. Whoever comes
 //! later finds the lock free, and rings.
+//!
+//! The snapshot's own `xmax` would not do as a horizon: it is one past the latest transaction
+//! that has *completed*, so one that is still open may have an id at or past it, and `xmin`
+//! would seem to have passed it.
 //!
 //! ```text
 //!   asleep ──bell──▶ awake (lock asked for or held, triggers silent)
@@ -30,7 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::session::{Connect, ConnectError, Session, describe};
 
-/// The next transaction id at the moment when the bell was given back.
+/// A transaction id taken after the bell was given back: greater than that of every transaction
+/// that may have stayed silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Horizon(i64);
 
@@ -275,7 +280,7 @@ const DOORBELL_KEY: i64 = 8_386_110_886_190_083_180;
 const LOCK: &str = "SELECT pg_advisory_lock($1)::text";
 /// All of this session's, however often it asked.
 const UNLOCK: &str = "SELECT pg_advisory_unlock_all()::text";
-const HORIZON: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+const HORIZON: &str = "SELECT pg_current_xact_id()::text::bigint";
 const PASSED: &str = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= $1";
 const HELD: &str = "SELECT NOT pg_try_advisory_xact_lock_shared($1)";
 /// How long one request for the lock may wait, holding its snapshot.

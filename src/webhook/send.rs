@@ -163,14 +163,7 @@ fn failed(error: &reqwest::Error) -> Outcome {
     if is(&|cause| cause.downcast_ref::<GuardError>().is_some()) {
         return Outcome::AnswerRefused;
     }
-    // rustls hides inside io::Error, which shows it only by get_ref.
-    let tls = is(&|cause| {
-        cause.downcast_ref::<rustls::Error>().is_some()
-            || cause
-                .downcast_ref::<std::io::Error>()
-                .and_then(std::io::Error::get_ref)
-                .is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some())
-    });
+    let tls = is(&is_tls);
     let reason = if error.is_timeout() {
         FailureReason::Timeout
     } else if tls {
@@ -183,6 +176,14 @@ fn failed(error: &reqwest::Error) -> Outcome {
         FailureReason::Broken
     };
     Outcome::Failed(reason)
+}
+
+/// rustls' errors hide inside `io::Error`s, even nested ones, which show them only by `get_ref`.
+fn is_tls(cause: &(dyn std::error::Error + 'static)) -> bool {
+    match cause.downcast_ref::<std::io::Error>() {
+        Some(io) => io.get_ref().is_some_and(|inner| is_tls(inner)),
+        None => cause.downcast_ref::<rustls::Error>().is_some(),
+    }
 }
 
 /// `Retry-After` in seconds or as a date (RFC 9110 §10.2.3).

@@ -1,0 +1,377 @@
+//! The whole way of a delivery: real database, real worker, real TLS receiver.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use taskbell::daemon::database::tls_config;
+use taskbell::listener::{Doorbell, Listener};
+use taskbell::metrics::TaskTypes;
+use taskbell::outbox::{NativeOutbox, Outbox, Room, Settlement, Verdict};
+use taskbell::task::UrlSchemes;
+use taskbell::webhook::guard::GuardPolicy;
+use taskbell::webhook::verify::{Received, Verifier};
+use taskbell::webhook::{FailureReason, KeyRing, LegacySchemes, Sender, SenderSettings, SigningKey};
+use taskbell::worker::{RetryPolicy, Worker, WorkerSettings, World};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::support::receiver::{Post, Receiver};
+use super::support::{TestDatabase, complete, eventually, issue};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// The daemon's parts without its edge.
+pub struct Daemon {
+    pub jwks: Value,
+    stop: CancellationToken,
+    services: CancellationToken,
+    tasks: TaskTracker,
+    worker: tokio::task::JoinHandle<()>,
+}
+
+struct TestWorld;
+
+impl World for TestWorld {
+    fn chance(&self) -> f64 {
+        0.5
+    }
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+impl Daemon {
+    pub async fn start(
+        database: &TestDatabase,
+        receiver: &Receiver,
+        tune: impl FnOnce(&mut WorkerSettings),
+    ) -> Self {
+        let (key, _) = SigningKey::generate("test-key").unwrap();
+        let keys = KeyRing::new(vec![SigningKey::parse(&key).unwrap()]).unwrap();
+        let jwks = keys.jwks();
+        let sender = Sender::new(
+            tls_config(Some(receiver.ca_file.path())).unwrap(),
+            keys,
+            SenderSettings {
+                guard: GuardPolicy { allow_private: true, ..GuardPolicy::default() },
+                legacy: LegacySchemes { bearer: true, hmac: false },
+                deadline: Duration::from_secs(1),
+                idle_per_host: 8,
+                user_agent: "taskbell-test".to_owned(),
+            },
+        )
+        .unwrap();
+        let (stop, services, tasks) =
+            (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let handle = database.connector.handle();
+        let (listener, wakes, _) = Listener::new(handle.clone(), Duration::from_secs(10));
+        tasks.spawn(listener.run(services.clone()));
+        let (doorbell, porter) = Doorbell::new(handle, services.clone());
+        tasks.spawn(porter);
+        let mut settings = WorkerSettings {
+            concurrency: 16,
+            per_lane: 8,
+            linger: Duration::from_millis(20),
+            safety_poll: Duration::from_secs(30),
+            grace: Duration::from_secs(5),
+            retry: RetryPolicy { schedule: vec![Duration::from_millis(50)], jitter: 0.0 },
+            task_types: TaskTypes::new([]),
+        };
+        tune(&mut settings);
+        let outbox = Arc::new(outbox(database));
+        let worker = Worker::new(outbox, Arc::new(TestWorld), sender, doorbell, wakes, settings);
+        let worker = tokio::spawn(worker.run(stop.clone()));
+        Self { jwks, stop, services, tasks, worker }
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.worker.await.unwrap();
+        self.services.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+fn outbox(database: &TestDatabase) -> NativeOutbox {
+    NativeOutbox::new(database.pool(), Duration::from_secs(60), DAY, UrlSchemes::HttpsOnly)
+}
+
+fn verify(post: &Post, url: &str, jwks: &Value) -> Result<String, String> {
+    let header = |name: &str| post.headers.get(name).and_then(|value| value.to_str().ok());
+    let received = Received {
+        url,
+        content_type: header("content-type"),
+        content_digest: header("content-digest"),
+        signature_input: header("signature-input"),
+        signature: header("signature"),
+        body: &post.body,
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    Verifier::new(jwks).verify(&received, now).map_err(|refusal| refusal.to_string())
+}
+
+async fn delivery(client: &tokio_postgres::Client, task: &str) -> Value {
+    let sql = "SELECT to_jsonb(d) FROM taskbell.delivery d WHERE task_id = $1";
+    client.query_one(sql, &[&task]).await.unwrap().get(0)
+}
+
+async fn delivery_in(client: &tokio_postgres::Client, task: &str, state: &str) -> Value {
+    eventually(&format!("{task} {state}"), async || {
+        let found = delivery(client, task).await;
+        (found["state"] == state).then_some(found)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_completed_task_rings_its_buyer_once_signed_and_is_journaled() {
+    let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
+    let daemon = Daemon::start(&database, &receiver, |_| {}).await;
+    let client = database.client().await;
+    let url = receiver.url("/ok/a?secret=1");
+    issue(&client, "task_a", Some(&url)).await;
+    client.batch_execute("UPDATE decisioning_tasks SET state = 'working'").await.unwrap();
+    complete(&client, "task_a").await;
+    let settled = delivery_in(&client, "task_a", "delivered").await;
+    assert_eq!(settled["attempt_count"], 1);
+    assert!(!settled["url"].as_str().unwrap().contains("secret"));
+    let posts = receiver.posts();
+    assert_eq!(posts.len(), 1);
+    assert_eq!(verify(&posts[0], &url, &daemon.jwks), Ok("test-key".to_owned()));
+    let body = posts[0].json();
+    assert_eq!(body["task_id"], "task_a");
+    assert_eq!(body["operation_id"], "op_task_a");
+    assert_eq!(body["notification_id"], "task_a.terminal");
+    assert!(String::from_utf8_lossy(&posts[0].body).contains(r#""result":{"n": 1.50}"#));
+    let timeline: Vec<String> = client
+        .query("SELECT to_state FROM taskbell.transition ORDER BY outbox_id", &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert_eq!(timeline, ["submitted", "working", "completed"]);
+    for empty in ["taskbell.outbox", "taskbell.registration"] {
+        let rows: i64 = client.query_one(&format!("SELECT count(*) FROM {empty}"), &[]).await.unwrap().get(0);
+        assert_eq!(rows, 0, "{empty}");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn every_attempt_has_one_key_and_one_body_and_a_fresh_nonce() {
+    let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
+    let daemon = Daemon::start(&database, &receiver, |_| {}).await;
+    let client = database.client().await;
+    issue(&client, "task_a", Some(&receiver.url("/once"))).await;
+    complete(&client, "task_a").await;
+    let settled = delivery_in(&client, "task_a", "delivered").await;
+    assert_eq!(settled["attempt_count"], 2);
+    let posts = receiver.posts();
+    assert_eq!(posts.len(), 2);
+    assert_eq!(posts[0].body, posts[1].body);
+    assert_ne!(posts[0].headers["signature-input"], posts[1].headers["signature-input"]);
+    let attempts =
+        client.query("SELECT status, verdict FROM taskbell.attempt ORDER BY attempt", &[]).await.unwrap();
+    let attempts: Vec<(Option<i32>, String)> = attempts.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(attempts, [(Some(503), "release".to_owned()), (Some(200), "acknowledge".to_owned())]);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn each_kind_of_failure_has_its_reason() {
+    let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
+    let slow = RetryPolicy { schedule: vec![Duration::from_secs(600)], jitter: 0.0 };
+    let daemon = Daemon::start(&database, &receiver, |settings| settings.retry = slow).await;
+    let client = database.client().await;
+    let other_name = receiver.url("/ok").replace("localhost", "ip6-localhost");
+    for (task, url, state, reason) in [
+        ("hang", receiver.url("/hang"), "pending", "timeout"),
+        ("close", receiver.url("/close"), "pending", "broken"),
+        ("error", receiver.url("/500"), "pending", "server_error"),
+        ("later", receiver.url("/later"), "pending", "throttled"),
+        ("lost", receiver.url("/404"), "pending", "unauthorized"),
+        ("moved", receiver.url("/redirect"), "invalid", "redirected"),
+        ("gone", receiver.url("/410"), "invalid", "gone"),
+        ("bound", receiver.url("/409"), "invalid", "key_conflict"),
+        ("bad", receiver.url("/422"), "invalid", "rejected"),
+        ("forged", receiver.url("/signature"), "invalid", "signature_refused"),
+        ("refused", "https://localhost:1/".to_owned(), "pending", "connect"),
+        ("nowhere", "https://no-such-host.invalid/".to_owned(), "pending", "dns"),
+        ("inside", "https://169.254.169.254/".to_owned(), "invalid", "address_refused"),
+        ("name", other_name.replace("ip6-localhost", "127.0.0.2"), "pending", "connect"),
+    ] {
+        let task = format!("task_{task}");
+        issue(&client, &task, Some(&url)).await;
+        complete(&client, &task).await;
+        let settled = eventually(&task, async || {
+            let found = delivery(&client, &task).await;
+            (!found["last_reason"].is_null()).then_some(found)
+        })
+        .await;
+        assert_eq!(
+            (settled["state"].as_str(), settled["last_reason"].as_str()),
+            (Some(state), Some(reason)),
+            "{task}"
+        );
+        assert_eq!(settled["attempt_count"], 1, "{task}");
+    }
+    issue(&client, "task_big", Some(&receiver.url("/big"))).await;
+    complete(&client, "task_big").await;
+    delivery_in(&client, "task_big", "delivered").await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_receiver_with_an_unknown_certificate_gets_nothing() {
+    let (database, receiver, stranger) =
+        (TestDatabase::migrated().await, Receiver::start().await, Receiver::start().await);
+    let daemon = Daemon::start(&database, &receiver, |_| {}).await;
+    let client = database.client().await;
+    issue(&client, "task_a", Some(&stranger.url("/ok"))).await;
+    complete(&client, "task_a").await;
+    eventually("the reason", async || {
+        (delivery(&client, "task_a").await["last_reason"] == "tls").then_some(())
+    })
+    .await;
+    assert!(stranger.posts().is_empty());
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_gives_back_what_hangs_without_burning_an_attempt() {
+    let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
+    let daemon =
+        Daemon::start(&database, &receiver, |settings| settings.grace = Duration::from_millis(50)).await;
+    let client = database.client().await;
+    issue(&client, "task_a", Some(&receiver.url("/hang"))).await;
+    complete(&client, "task_a").await;
+    eventually("the attempt", async || (receiver.posts().len() == 1).then_some(())).await;
+    daemon.stop().await;
+    let owed = delivery(&client, "task_a").await;
+    assert_eq!((owed["state"].as_str(), owed["attempt_count"].as_i64()), (Some("pending"), Some(0)));
+    assert!(owed["first_attempt_at"].is_null());
+}
+
+fn room(rows: usize) -> Room {
+    Room { rows, per_lane: 8, in_flight: Vec::new() }
+}
+
+#[tokio::test]
+async fn a_lost_lease_settles_nothing_and_the_row_is_claimed_again() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    issue(&client, "task_a", Some("https://b.example/")).await;
+    complete(&client, "task_a").await;
+    let first = outbox.claim(&room(5)).await.unwrap().claims.remove(0);
+    assert!(outbox.claim(&room(5)).await.unwrap().claims.is_empty());
+    client
+        .batch_execute("UPDATE taskbell.outbox SET available_at = now() - interval '1 second'")
+        .await
+        .unwrap();
+    let second = outbox.claim(&room(5)).await.unwrap().claims.remove(0);
+    assert_eq!((first.attempt, second.attempt), (1, 2));
+    assert_eq!(first.prepared.as_ref().unwrap().body, second.prepared.as_ref().unwrap().body);
+    let settle = |claim: &taskbell::outbox::Claim, verdict, reason| Settlement {
+        row: claim.row,
+        lease: claim.lease,
+        verdict,
+        reason,
+        attempt: None,
+    };
+    let late = settle(&first, Verdict::DeadLetter, Some(FailureReason::Gone));
+    assert_eq!(outbox.settle(&[late]).await.unwrap(), [first.row]);
+    assert_eq!(delivery(&client, "task_a").await["state"], "in_flight");
+    let gone = settle(&second, Verdict::DeadLetter, Some(FailureReason::Gone));
+    assert!(outbox.settle(&[gone]).await.unwrap().is_empty());
+    assert_eq!(delivery(&client, "task_a").await["state"], "invalid");
+    assert!(outbox.claim(&room(5)).await.unwrap().claims.is_empty());
+}
+
+#[tokio::test]
+async fn one_lane_gets_only_the_slots_it_has() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    for n in 0..12 {
+        let task = format!("task_{n}");
+        let url = if n < 9 { "https://busy.example/" } else { "https://calm.example/" };
+        issue(&client, &task, Some(url)).await;
+        complete(&client, &task).await;
+    }
+    let claimed = outbox.claim(&Room { rows: 10, per_lane: 2, in_flight: Vec::new() }).await.unwrap().claims;
+    let of = |lane: &str| claimed.iter().filter(|claim| claim.lane.0 == lane).count();
+    assert_eq!((of("https://busy.example:443"), of("https://calm.example:443")), (2, 2));
+    let busy = claimed.iter().find(|claim| claim.lane.0.contains("busy")).unwrap().lane.clone();
+    let rest =
+        outbox.claim(&Room { rows: 10, per_lane: 2, in_flight: vec![(busy, 2)] }).await.unwrap().claims;
+    assert_eq!(rest.len(), 1);
+}
+
+#[tokio::test]
+async fn past_the_horizon_a_row_expires_and_only_a_person_sends_it_again() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    issue(&client, "task_a", Some("https://b.example/")).await;
+    complete(&client, "task_a").await;
+    let claim = outbox.claim(&room(1)).await.unwrap().claims.remove(0);
+    let after = claim.horizon + Duration::from_secs(1);
+    let release = Settlement {
+        row: claim.row,
+        lease: claim.lease,
+        verdict: Verdict::Release { after },
+        reason: Some(FailureReason::Timeout),
+        attempt: None,
+    };
+    outbox.settle(&[release]).await.unwrap();
+    assert_eq!(delivery(&client, "task_a").await["state"], "expired");
+    let past = "UPDATE taskbell.outbox SET first_attempt_at = now() - interval '25 hours', retry_until = now() - interval '1 hour'";
+    client.batch_execute(past).await.unwrap();
+    let refused =
+        client.query_one("SELECT taskbell.retry_delivery($1)::text", &[&claim.row.0]).await.unwrap_err();
+    assert!(refused.as_db_error().unwrap().message().contains("horizon"));
+    client.query_one("SELECT taskbell.retry_delivery($1, true)::text", &[&claim.row.0]).await.unwrap();
+    let again = outbox.claim(&room(1)).await.unwrap().claims.remove(0);
+    assert_eq!(again.prepared.unwrap().body, claim.prepared.unwrap().body);
+    client.query_one("SELECT taskbell.cancel_delivery($1)::text", &[&claim.row.0]).await.unwrap();
+    assert_eq!(delivery(&client, "task_a").await["state"], "cancelled");
+}
+
+#[tokio::test]
+async fn what_cannot_be_rendered_is_a_dead_letter_and_the_rest_goes_on() {
+    let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
+    let client = database.client().await;
+    issue(&client, "task_a", Some(&receiver.url("/ok"))).await;
+    issue(&client, "task_b", Some(&receiver.url("/ok"))).await;
+    client
+        .batch_execute("UPDATE taskbell.registration SET operation_id = 'a b' WHERE task_id = 'task_a'")
+        .await
+        .unwrap();
+    complete(&client, "task_a").await;
+    complete(&client, "task_b").await;
+    let daemon = Daemon::start(&database, &receiver, |_| {}).await;
+    let dead = delivery_in(&client, "task_a", "invalid").await;
+    assert_eq!(dead["last_reason"], "registration_unusable");
+    delivery_in(&client, "task_b", "delivered").await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn each_transition_is_handed_out_once_with_the_one_before_it() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    issue(&client, "task_a", None).await;
+    let first = outbox.claim(&room(5)).await.unwrap().transitions;
+    assert_eq!((first[0].from.as_deref(), first[0].to.as_str()), (None, "submitted"));
+    client.batch_execute("UPDATE decisioning_tasks SET state = 'working'").await.unwrap();
+    let second = outbox.claim(&room(5)).await.unwrap().transitions;
+    assert_eq!(second[0].previous, Some(("submitted".to_owned(), first[0].at)));
+    complete(&client, "task_a").await;
+    let (none, some) = (room(0), room(5));
+    let (one, other) = tokio::join!(outbox.claim(&none), outbox.claim(&some));
+    let third: Vec<_> = one.unwrap().transitions.into_iter().chain(other.unwrap().transitions).collect();
+    assert_eq!(third.len(), 1);
+    assert_eq!(third[0].previous, Some(("working".to_owned(), second[0].at)));
+    assert_eq!(json!(third[0].to), "completed");
+}

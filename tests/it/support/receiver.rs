@@ -1,0 +1,127 @@
+//! A buyer's endpoint over real TLS that answers as it is told and remembers what came.
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+use super::Shared;
+
+/// One POST as it arrived.
+#[derive(Debug, Clone)]
+pub struct Post {
+    pub path: String,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Post {
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+/// What to answer, by the path's first segment: `/ok`, `/503`, `/hang`, `/close`, `/redirect`,
+/// `/signature`, `/big`, `/once` (503 first, then 200), `/later` (429 with Retry-After: 7).
+pub struct Receiver {
+    pub address: SocketAddr,
+    pub ca_file: tempfile::NamedTempFile,
+    posts: Shared<Vec<Post>>,
+}
+
+impl Receiver {
+    pub async fn start() -> Self {
+        let ca_key = rcgen::KeyPair::generate().unwrap();
+        let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca_certificate = ca.self_signed(&ca_key).unwrap();
+        let issuer = rcgen::Issuer::from_params(&ca, &ca_key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+        let mut ca_file = tempfile::NamedTempFile::new().unwrap();
+        ca_file.write_all(ca_certificate.pem().as_bytes()).unwrap();
+        let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let posts: Shared<Vec<Post>> = Arc::new(Mutex::new(Vec::new()));
+        let kept = posts.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let (acceptor, posts) = (acceptor.clone(), kept.clone());
+                tokio::spawn(async move {
+                    let Ok(stream) = acceptor.accept(socket).await else { return };
+                    let service = service_fn(move |request| answer(request, posts.clone()));
+                    let _ = Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Self { address, ca_file, posts }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("https://localhost:{}{path}", self.address.port())
+    }
+
+    pub fn posts(&self) -> Vec<Post> {
+        self.posts.lock().unwrap().clone()
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    posts: Shared<Vec<Post>>,
+) -> Result<Response<Full<Bytes>>, std::io::Error> {
+    let path = request.uri().path().to_owned();
+    let headers = request.headers().clone();
+    let body = request.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes().to_vec();
+    let seen = {
+        let mut posts = posts.lock().unwrap();
+        let seen = posts.iter().filter(|post| post.path == path).count();
+        posts.push(Post { path: path.clone(), headers, body });
+        seen
+    };
+    let plain = |status: u16| Response::builder().status(status);
+    let empty = Full::new(Bytes::new());
+    let response = match path.split('/').nth(1).unwrap_or_default() {
+        "hang" => {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            plain(200).body(empty)
+        }
+        "close" => return Err(std::io::Error::other("closed")),
+        "redirect" => plain(302).header("location", "https://127.0.0.1:1/").body(empty),
+        "signature" => {
+            plain(401).header("www-authenticate", "Signature error=\"webhook_signature_invalid\"").body(empty)
+        }
+        "big" => plain(200).body(Full::new(Bytes::from(vec![b'x'; 8 << 20]))),
+        "once" => plain(if seen == 0 { 503 } else { 200 }).body(empty),
+        "later" => plain(429).header("retry-after", "7").body(empty),
+        status => plain(status.parse().unwrap_or(200)).body(empty),
+    };
+    let response: Result<_, Infallible> = Ok(response.unwrap());
+    Ok(response.unwrap())
+}
