@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, stderr};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt;
 
 use super::config::{Log, LogFormat};
@@ -13,12 +14,20 @@ pub fn install_crypto() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
+/// Reads a filter such as `info` or `taskbell=debug,warn`.
+///
+/// # Errors
+/// It is malformed.
+pub fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::builder().parse(directives)
+}
+
 /// Starts logging to standard error.
 ///
 /// # Errors
 /// The filter is malformed.
-pub fn start_logging(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = EnvFilter::builder().parse(&log.filter)?;
+pub fn start_logging(log: &Log) -> Result<(), ParseError> {
+    let filter = filter(&log.filter)?;
     let text = match log.format {
         LogFormat::Auto => stderr().is_terminal(),
         LogFormat::Text => true,

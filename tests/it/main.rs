@@ -2,6 +2,7 @@
 
 mod support;
 
+mod config;
 mod delivery;
 mod doorbell;
 mod embedded;

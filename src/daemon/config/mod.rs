@@ -1,0 +1,171 @@
+//! Configuration: defaults, file, environment and flags become values that can work.
+//!
+//! `config/taskbell.toml` is compiled in as the defaults. Each layer above it is held against
+//! it key by key (`layers`); what was typed then becomes values that fit together (`raw`).
+//! Everything that is wrong is reported at once, each by the name of its key, and no value is
+//! repeated: it may be a secret.
+
+mod layers;
+mod raw;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::Serialized;
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use crate::webhook::LegacySchemes;
+use crate::webhook::guard::GuardPolicy;
+use crate::worker::RetryPolicy;
+
+/// The commented reference, which is also the defaults.
+pub const REFERENCE: &str = include_str!("../../../config/taskbell.toml");
+/// Read when there is no `--config`.
+pub const DEFAULT_PATH: &str = "/etc/taskbell/taskbell.toml";
+
+/// What the edge hands in: nothing here reads the environment by itself.
+#[derive(Default, Clone)]
+pub struct Sources {
+    /// `--config`.
+    pub file: Option<PathBuf>,
+    /// `--database-url`.
+    pub database_url: Option<String>,
+    /// The process's environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// The environment and the connection string carry secrets: only the file is shown.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+/// A configuration that can work.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Whether `ADCP_ENV` says production.
+    pub production: bool,
+    /// How to reach the database.
+    pub database: Database,
+    /// Attempts in flight, in all.
+    pub concurrency: usize,
+    /// Attempts in flight to one destination.
+    pub per_lane: usize,
+    /// How long a claim is good for.
+    pub lease: Duration,
+    /// For one whole attempt.
+    pub deadline: Duration,
+    /// How long to stay awake after the last row.
+    pub linger: Duration,
+    /// How often to look although nobody rang.
+    pub safety_poll: Duration,
+    /// How often the listener proves itself.
+    pub probe: Duration,
+    /// How long a stop waits.
+    pub grace: Duration,
+    /// From the first attempt to the last.
+    pub horizon: Duration,
+    /// When to try again.
+    pub retry: RetryPolicy,
+    /// Private key files, the signing one first.
+    pub key_files: Vec<PathBuf>,
+    /// Which legacy schemes may be used.
+    pub legacy: LegacySchemes,
+    /// What may be called.
+    pub guard: GuardPolicy,
+    /// More trusted certificates for buyers' endpoints.
+    pub http_ca_file: Option<PathBuf>,
+    /// The `User-Agent`.
+    pub user_agent: String,
+    /// Where the admin listener is.
+    pub admin: SocketAddr,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// How long the journal is kept.
+    pub keep: Duration,
+    /// Logs.
+    pub log: Log,
+}
+
+/// How to reach the database.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// The connection string; `None` when nobody gave one.
+    pub url: Option<SecretString>,
+    /// Connections in the pool.
+    pub max_connections: usize,
+    /// No statement may run longer.
+    pub statement_timeout: Duration,
+    /// More trusted certificates.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// How often gauges are refreshed.
+    pub refresh: Duration,
+    /// More task types for labels.
+    pub task_types: Vec<String>,
+    /// Bounds of the task histograms, in seconds.
+    pub task_buckets: Vec<f64>,
+    /// Limits on the age of open tasks, by type.
+    pub sla: BTreeMap<String, Duration>,
+}
+
+/// How logs look.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Their form.
+    pub format: LogFormat,
+    /// A `tracing` filter.
+    pub filter: String,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Text,
+    /// For collectors.
+    Json,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration cannot work:\n{}", .0.iter().map(|problem| format!("  - {problem}")).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+impl Config {
+    /// Reads every source.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with everything that is wrong, by key; no value is repeated.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let mut problems = Vec::new();
+        let typed = layers::read(sources, &mut problems);
+        let raw = Figment::from(Serialized::defaults(layers::reference()))
+            .merge(Serialized::globals(&typed))
+            .extract::<raw::Raw>();
+        let config = match raw {
+            Ok(raw) => raw.check(&typed, sources, &mut problems),
+            Err(errors) => {
+                // The layers fit the reference, and the reference fits `Raw`: only a build
+                // whose reference and `Raw` disagree comes here.
+                problems
+                    .extend(errors.into_iter().map(|error| format!("{}: is misread", error.path.join("."))));
+                return Err(ConfigError(problems));
+            }
+        };
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
+    }
+}
