@@ -140,7 +140,6 @@ impl Drop for EmbeddedPostgres {
 
 /// Where the server's programs are: `PG_BIN`, what `pg_config` says, or where distributions put them.
 fn find_binaries() -> Option<PathBuf> {
-    #[allow(clippy::disallowed_methods, reason = "the edge reads the environment")]
     let named = std::env::var_os("PG_BIN").map(PathBuf::from);
     if let Some(bin) = named {
         return has_server(&bin).then_some(bin);

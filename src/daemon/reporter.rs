@@ -45,7 +45,7 @@ impl Reporter {
                 tracing::warn!(%error, "gauges were not refreshed");
             }
             // Once an hour or so, and at the start.
-            if beats % HOUSEKEEPING_BEATS == 0
+            if beats.is_multiple_of(HOUSEKEEPING_BEATS)
                 && let Err(error) = self.keep_house().await
             {
                 tracing::warn!(%error, "partitions were not maintained");

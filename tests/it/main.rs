@@ -1,5 +1,11 @@
 //! Integration tests: real PostgreSQL, real TLS. They start what they need.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test reads the world, and fails by panicking"
+)]
+
 mod support;
 
 mod config;

@@ -73,7 +73,6 @@ enum Command {
 /// What went wrong, for people.
 pub async fn main(cli: Cli) -> anyhow::Result<u8> {
     telemetry::install_crypto();
-    #[allow(clippy::disallowed_methods, reason = "the edge reads the environment, once")]
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();

@@ -1,6 +1,5 @@
 //! A buyer's endpoint over real TLS that answers as it is told and remembers what came.
 
-use std::convert::Infallible;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -122,6 +121,5 @@ async fn answer(
         "later" => plain(429).header("retry-after", "7").body(empty),
         status => plain(status.parse().unwrap_or(200)).body(empty),
     };
-    let response: Result<_, Infallible> = Ok(response.unwrap());
     Ok(response.unwrap())
 }
