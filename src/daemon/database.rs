@@ -4,6 +4,7 @@
 //! forgets means a repeated delivery under the same key, and what is owed was written durably
 //! by the seller.
 
+use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,7 +68,7 @@ impl Connector {
     /// # Errors
     /// [`ConnectError`] when the server does not answer in time or refuses.
     pub async fn connect(&self) -> Result<Session, ConnectError> {
-        match timeout(CONNECT_TIMEOUT * 2, self.config.connect(self.tls.clone())).await {
+        match timeout(self.patience(), self.config.connect(self.tls.clone())).await {
             Ok(Ok((client, connection))) => Ok(Session::new(client, connection)),
             Ok(Err(error)) => Err(ConnectError(explain(&error))),
             Err(_) => Err(ConnectError("the server did not answer in time".to_owned())),
@@ -108,10 +109,17 @@ impl Connector {
         Pool::builder(manager)
             .max_size(self.max_connections)
             .wait_timeout(Some(CONNECT_TIMEOUT))
-            .create_timeout(Some(CONNECT_TIMEOUT * 2))
+            .create_timeout(Some(self.patience()))
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|_| DatabaseError::Pool)
+    }
+
+    /// For the whole way to a ready session. Hosts are tried one after the other: a dead one
+    /// must not take the time of the one that took over.
+    fn patience(&self) -> Duration {
+        let hosts = self.config.get_hosts().len().max(self.config.get_hostaddrs().len()).max(1);
+        CONNECT_TIMEOUT * u32::try_from(hosts + 1).unwrap_or(u32::MAX)
     }
 }
 
@@ -143,19 +151,30 @@ pub fn tls_config(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, Databa
     Ok(config)
 }
 
-/// `tokio_postgres::Error` prints only its kind; this says what the server said.
+/// `tokio_postgres::Error` prints only its kind; this says what the server said, and what can
+/// be done where we know it.
 #[must_use]
 pub fn explain(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(db) => match db.hint() {
+    if let Some(db) = error.as_db_error() {
+        return match db.hint() {
             Some(hint) => format!("{} ({hint})", db.message()),
             None => db.message().to_owned(),
-        },
-        None => std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(": "),
+        };
     }
+    let causes = || std::iter::successors(Some(error as &(dyn Error + 'static)), |error| (*error).source());
+    let text = causes().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    if causes().any(distrusts_certificate) { format!("{text} ({DISTRUST})") } else { text }
+}
+
+/// Whether TLS ended at the server's certificate. An `io::Error` hides what it carries from
+/// `source`.
+fn distrusts_certificate(error: &(dyn Error + 'static)) -> bool {
+    let inside = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let tls = match inside {
+        Some(inside) => inside.downcast_ref::<rustls::Error>(),
+        None => error.downcast_ref::<rustls::Error>(),
+    };
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// Why there is no way to connect.
@@ -179,8 +198,12 @@ pub enum DatabaseError {
     Pool,
 }
 
-/// For a TCP connection; twice as long for the whole way to a ready session.
+/// The certificate is verified even where libpq's default would not ask.
+const DISTRUST: &str = "name the CA's file in database.ca_file, or add sslmode=disable where the way to the \
+                        server is private";
+/// For one TCP connection; as long again for TLS and authentication.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+/// With these a vanished server is noticed after some 11 s on an idle connection.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_RETRIES: u32 = 3;

@@ -35,10 +35,31 @@ pub fn start_logging(log: &Log) -> Result<(), ParseError> {
     };
     let builder = fmt().with_env_filter(filter).with_writer(stderr).with_ansi(stderr().is_terminal());
     // Err means that a subscriber is installed already, by a test or an embedding program.
-    let _ = if text {
+    let started = if text {
         builder.compact().try_init().map_err(drop)
     } else {
         builder.json().flatten_event(true).try_init().map_err(drop)
     };
+    if started.is_ok() {
+        log_panics();
+    }
     Ok(())
+}
+
+/// A panic ends one attempt, not the daemon, so it has to be seen: as an event like any other,
+/// not as lines that a collector of JSON cannot read.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref().map(String::as_str));
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(
+            panic = text.unwrap_or_default(),
+            location = panic.location().map(tracing::field::display),
+            thread = std::thread::current().name(),
+            backtrace = (backtrace.status() == std::backtrace::BacktraceStatus::Captured)
+                .then(|| tracing::field::display(&backtrace)),
+            "panicked"
+        );
+    }));
 }

@@ -8,7 +8,9 @@
 
 mod support;
 
+mod cli;
 mod config;
+mod database;
 mod delivery;
 mod doorbell;
 mod embedded;
