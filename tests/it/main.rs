@@ -8,9 +8,11 @@
 
 mod support;
 
+mod daemon;
 mod delivery;
 mod doorbell;
 mod embedded;
+mod layers;
 mod registration;
 mod registry_conformance;
 mod schema;
