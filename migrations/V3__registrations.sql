@@ -39,6 +39,7 @@ DECLARE
     authority   text;
     auth        jsonb;
     granted     boolean;
+    denied      boolean := false;
     kept        taskbell.registration;
     wanted      taskbell.registration;
 BEGIN
@@ -108,6 +109,10 @@ BEGIN
     -- the registration.
     FOR watched IN SELECT w.* FROM taskbell.watched_table w
                    WHERE relation IS NULL OR w.relation = relation LOOP
+        -- Not a right of ours to give: whoever may insert tasks may say whom to ring about them.
+        granted := has_table_privilege(session_user, watched.relation, 'INSERT');
+        denied := denied OR NOT granted;
+        CONTINUE WHEN NOT granted;
         EXECUTE format('SELECT true, %I, %I FROM %s WHERE %I = $1 FOR NO KEY UPDATE',
                        watched.state_column, watched.type_column, watched.relation, watched.id_column)
             INTO here, task_state, kind USING id;
@@ -118,17 +123,14 @@ BEGIN
         END IF;
         found_in := watched;
     END LOOP;
-    IF found_in.watch_id IS NULL THEN
+    IF found_in.watch_id IS NULL AND denied THEN
+        RAISE EXCEPTION 'taskbell.register_webhook: no such task in a table that you may insert into'
+            USING ERRCODE = 'insufficient_privilege', HINT = 'It needs the right to INSERT tasks.';
+    ELSIF found_in.watch_id IS NULL THEN
         RAISE EXCEPTION 'taskbell.register_webhook: no such task in a watched table'
             USING ERRCODE = 'no_data_found',
                   HINT = 'INSERT the task first, in the same transaction. SELECT * FROM taskbell.watched_table says '
                          'which tables are watched.';
-    END IF;
-    -- Not a right of ours to give: whoever may insert tasks may say whom to ring about them.
-    SELECT has_table_privilege(session_user, found_in.relation, 'INSERT') INTO granted;
-    IF NOT granted THEN
-        RAISE EXCEPTION 'taskbell.register_webhook: permission denied for %', found_in.relation
-            USING ERRCODE = 'insufficient_privilege', HINT = 'It needs the right to INSERT tasks.';
     END IF;
     IF task_state IN ('completed', 'failed') THEN
         RAISE EXCEPTION 'taskbell.register_webhook: the task is already %', task_state

@@ -45,7 +45,7 @@ names! {
     histogram ATTEMPT = "taskbell_attempt_seconds";
     /// Attempts, by outcome: delivered, or the reason of the failure.
     counter ATTEMPTS = "taskbell_attempts_total";
-    /// Deliveries that ended, by result: delivered or invalid.
+    /// Deliveries that ended, by result: delivered, expired or invalid.
     counter DELIVERIES = "taskbell_deliveries_total";
     /// Webhooks owed, by source and state.
     gauge OUTBOX_ROWS = "taskbell_outbox_rows";
@@ -83,7 +83,7 @@ pub fn publish(version: &'static str) {
     for outcome in outcomes() {
         counter!(ATTEMPTS, "outcome" => outcome).increment(0);
     }
-    for result in ["delivered", "invalid"] {
+    for result in ["delivered", "expired", "invalid"] {
         counter!(DELIVERIES, "result" => result).increment(0);
     }
     counter!(LEASES_LOST).increment(0);
@@ -162,4 +162,9 @@ pub fn observe_verdict(verdict: Verdict, owed_for: Duration) {
         Verdict::DeadLetter => counter!(DELIVERIES, "result" => "invalid").increment(1),
         Verdict::Release { .. } | Verdict::Unclaim { .. } => {}
     }
+}
+
+/// Observes rows whose horizon passed.
+pub fn observe_expired(rows: u64) {
+    counter!(DELIVERIES, "result" => "expired").increment(rows);
 }

@@ -138,6 +138,27 @@ impl Drop for EmbeddedPostgres {
     }
 }
 
+/// A directory that the server can use in place of `wanted`, if it cannot use that one: as root
+/// the server is another user, who may not enter `/root`; and a socket's path must be short.
+///
+/// # Errors
+/// [`EmbeddedError::NoUser`] when there is nobody to run the server as.
+pub fn usable_directory(wanted: &Path) -> Result<PathBuf, EmbeddedError> {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    use std::os::unix::fs::PermissionsExt;
+    let absolute = std::path::absolute(wanted).map_err(EmbeddedError::io(wanted))?;
+    let others_may_enter =
+        |path: &Path| fs::metadata(path).map_or(true, |metadata| metadata.permissions().mode() & 0o001 != 0);
+    let parents = absolute.ancestors().skip(1);
+    let reachable = server_user()?.is_none() || parents.into_iter().all(others_may_enter);
+    if reachable && absolute.as_os_str().len() <= MAX_SOCKET_DIRECTORY {
+        return Ok(absolute);
+    }
+    let mut hasher = DefaultHasher::new();
+    absolute.hash(&mut hasher);
+    Ok(Path::new("/var/tmp").join(format!("taskbell-{:016x}", hasher.finish())))
+}
+
 /// Where the server's programs are: `PG_BIN`, what `pg_config` says, or where distributions put them.
 fn find_binaries() -> Option<PathBuf> {
     let named = std::env::var_os("PG_BIN").map(PathBuf::from);

@@ -57,6 +57,7 @@ impl Reporter {
     async fn report(&self) -> Result<(), String> {
         let expired = self.outbox.expire().await.map_err(|error| error.to_string())?;
         if expired > 0 {
+            names::observe_expired(expired);
             tracing::warn!(rows = expired, "webhooks expired: every attempt inside their horizon failed");
         }
         let mut client = self.pool.get().await.map_err(|error| error.to_string())?;

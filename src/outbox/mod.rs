@@ -30,12 +30,11 @@ pub trait Outbox: Send + Sync + 'static {
     /// for. A transition is handed out once, ever.
     fn claim(&self, room: &Room) -> impl Future<Output = Result<Claimed, OutboxError>> + Send;
 
-    /// Writes the verdicts of attempts. Returns the rows whose lease was lost: their verdict was
-    /// not written, because somebody else has the row now.
+    /// Writes the verdicts of attempts.
     fn settle(
         &self,
         settlements: &[Settlement],
-    ) -> impl Future<Output = Result<Vec<RowId>, OutboxError>> + Send;
+    ) -> impl Future<Output = Result<SettledRows, OutboxError>> + Send;
 
     /// How long until the next row is due; zero when one is due now, `None` when none waits.
     fn next_due(&self) -> impl Future<Output = Result<Option<Duration>, OutboxError>> + Send;
@@ -121,6 +120,15 @@ pub struct Claim {
     pub owed_for: Duration,
     /// What to send, or why nothing can ever be sent.
     pub prepared: Result<Prepared, Unsendable>,
+}
+
+/// What became of the rows of a settle, where it was not what the verdict said.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct SettledRows {
+    /// Their lease was lost: nothing was written, because somebody else has the row now.
+    pub lost: Vec<RowId>,
+    /// Released, but due only after their horizon: dead letters now.
+    pub expired: Vec<RowId>,
 }
 
 /// The end of one attempt.

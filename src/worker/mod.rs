@@ -5,6 +5,7 @@
 //! connection is held while a request is on the wire. How the loop sleeps is told in
 //! [`crate::listener::Doorbell`]; the states here are its states.
 
+mod attempt;
 mod judge;
 
 use std::collections::HashMap;
@@ -21,10 +22,13 @@ use tracing::Instrument;
 use crate::listener::{Doorbell, Horizon, Wake};
 use crate::metrics::{self as names, TaskTypes};
 use crate::outbox::{
-    Attempt, Claim, Claimed, Lane, Outbox, OutboxError, Room, RowId, Settlement, Transition, Verdict,
+    Claim, Claimed, Lane, Outbox, OutboxError, Room, SettledRows, Settlement, Transition, Verdict,
 };
-use crate::webhook::{FailureReason, Prepared, Sender};
+use crate::webhook::{FailureReason, Sender};
 
+use attempt::{Settled, Ticket, attempt};
+
+pub use attempt::World;
 pub use judge::{Facts, RetryPolicy};
 
 /// How the worker behaves.
@@ -44,14 +48,6 @@ pub struct WorkerSettings {
     pub retry: RetryPolicy,
     /// The task types that metrics may name.
     pub task_types: TaskTypes,
-}
-
-/// What the worker reads from the world: chance and the time of day.
-pub trait World: Send + Sync + 'static {
-    /// A number in `0.0..1.0`.
-    fn chance(&self) -> f64;
-    /// The time of day, for signatures and the attempt log.
-    fn now(&self) -> SystemTime;
 }
 
 /// Delivers what one outbox owes.
@@ -87,12 +83,6 @@ enum Phase {
     /// Only the bell, a due row or the safety poll wakes us. `watchful` while another daemon
     /// keeps the bell silent: we would not hear of rows if it were killed.
     Asleep { watchful: bool },
-}
-
-/// An attempt that has ended, and what metrics need of it.
-struct Settled {
-    settlement: Settlement,
-    owed_for: Duration,
 }
 
 impl<O: Outbox, W: World> Worker<O, W> {
@@ -159,18 +149,18 @@ impl<O: Outbox, W: World> Worker<O, W> {
         };
         let settlements: Vec<Settlement> =
             self.finished.iter().map(|ended| ended.settlement.clone()).collect();
-        let (lost, claimed) = tokio::join!(
+        let (rows, claimed) = tokio::join!(
             async {
                 match settlements.is_empty() {
-                    true => Ok(Vec::new()),
+                    true => Ok(SettledRows::default()),
                     false => self.outbox.settle(&settlements).await,
                 }
             },
             self.outbox.claim(&room),
         );
         // A settle that failed is tried again on the next turn; until its lease runs out it is ours.
-        match lost {
-            Ok(lost) => self.settled(&lost),
+        match rows {
+            Ok(rows) => self.settled(&rows),
             Err(error) => {
                 if let Ok(claimed) = claimed {
                     self.start(claimed, room.rows).await;
@@ -364,14 +354,16 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 
     /// Counts what was written; forgets what is settled or lost.
-    fn settled(&mut self, lost: &[RowId]) {
+    fn settled(&mut self, rows: &SettledRows) {
         for ended in self.finished.drain(..) {
-            if lost.contains(&ended.settlement.row) {
+            if rows.lost.contains(&ended.settlement.row) {
                 counter!(names::LEASES_LOST).increment(1);
                 tracing::warn!(
                     row.id = ended.settlement.row.0,
                     "the lease was lost before the attempt was settled"
                 );
+            } else if rows.expired.contains(&ended.settlement.row) {
+                names::observe_expired(1);
             } else {
                 names::observe_verdict(ended.settlement.verdict, ended.owed_for);
             }
@@ -397,69 +389,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let settlements: Vec<Settlement> =
             self.finished.iter().map(|ended| ended.settlement.clone()).collect();
         match self.outbox.settle(&settlements).await {
-            Ok(lost) => self.settled(&lost),
+            Ok(rows) => self.settled(&rows),
             Err(error) => {
                 tracing::error!(error = %chain(&error), rows = settlements.len(), "not settled; repeated when their leases run out");
             }
         }
-    }
-}
-
-/// What an attempt needs of its claim.
-struct Ticket {
-    row: RowId,
-    lease: crate::outbox::LeaseToken,
-    attempt: u32,
-    since_first: Duration,
-    owed_for: Duration,
-}
-
-impl Ticket {
-    fn of(claim: &Claim) -> Self {
-        Self {
-            row: claim.row,
-            lease: claim.lease,
-            attempt: claim.attempt,
-            since_first: claim.since_first,
-            owed_for: claim.owed_for,
-        }
-    }
-}
-
-/// One attempt, from the prepared webhook to its settlement.
-async fn attempt<W: World>(
-    sender: &Sender,
-    world: &W,
-    policy: &RetryPolicy,
-    prepared: &Prepared,
-    ticket: Ticket,
-) -> Settled {
-    let (started_at, began) = (world.now(), Instant::now());
-    let outcome = sender.send(prepared, started_at).await;
-    let duration = began.elapsed();
-    let facts = Facts { attempt: ticket.attempt, since_first: ticket.since_first, chance: world.chance() };
-    let (verdict, reason) = policy.judge(&outcome, facts);
-    let status = match outcome {
-        crate::webhook::Outcome::Answered { status, .. } => Some(status),
-        _ => None,
-    };
-    names::observe_attempt(duration, reason);
-    tracing::info!(
-        verdict = verdict.as_str(),
-        status,
-        reason = reason.map(FailureReason::as_str),
-        duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-        "attempt ended"
-    );
-    Settled {
-        owed_for: ticket.owed_for + duration,
-        settlement: Settlement {
-            row: ticket.row,
-            lease: ticket.lease,
-            verdict,
-            reason,
-            attempt: Some(Attempt { started_at, duration, status, body_bytes: prepared.body.len() }),
-        },
     }
 }
 

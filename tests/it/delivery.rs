@@ -282,10 +282,10 @@ async fn a_lost_lease_settles_nothing_and_the_row_is_claimed_again() {
         attempt: None,
     };
     let late = settle(&first, Verdict::DeadLetter, Some(FailureReason::Gone));
-    assert_eq!(outbox.settle(&[late]).await.unwrap(), [first.row]);
+    assert_eq!(outbox.settle(&[late]).await.unwrap().lost, [first.row]);
     assert_eq!(delivery(&client, "task_a").await["state"], "in_flight");
     let gone = settle(&second, Verdict::DeadLetter, Some(FailureReason::Gone));
-    assert!(outbox.settle(&[gone]).await.unwrap().is_empty());
+    assert!(outbox.settle(&[gone]).await.unwrap().lost.is_empty());
     assert_eq!(delivery(&client, "task_a").await["state"], "invalid");
     assert!(outbox.claim(&room(5)).await.unwrap().claims.is_empty());
 }
@@ -324,7 +324,7 @@ async fn past_the_horizon_a_row_expires_and_only_a_person_sends_it_again() {
         reason: Some(FailureReason::Timeout),
         attempt: None,
     };
-    outbox.settle(&[release]).await.unwrap();
+    assert_eq!(outbox.settle(&[release]).await.unwrap().expired, [claim.row]);
     assert_eq!(delivery(&client, "task_a").await["state"], "expired");
     let past = "UPDATE taskbell.outbox SET first_attempt_at = now() - interval '25 hours', retry_until = now() - interval '1 hour'";
     client.batch_execute(past).await.unwrap();

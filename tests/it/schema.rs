@@ -98,6 +98,10 @@ async fn a_sellers_role_needs_no_grants_on_our_schema() {
         assert_eq!(refused.code().unwrap().code(), "42501", "{forbidden}");
     }
     assert_eq!(count(&admin, "taskbell.outbox WHERE lane IS NOT NULL").await, 1);
+    issue(&admin, "task_b", None).await;
+    admin.batch_execute(&format!("REVOKE INSERT ON decisioning_tasks FROM {role}")).await.unwrap();
+    let register = "SELECT taskbell.register_webhook('task_b', '{\"url\":\"https://b.example/\",\"operation_id\":\"o\"}')";
+    assert_eq!(seller.batch_execute(register).await.unwrap_err().code().unwrap().code(), "42501");
     admin.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
 }
 

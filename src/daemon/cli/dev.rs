@@ -23,7 +23,7 @@ use super::receive::{self, Arrival};
 use super::stop_on_signal;
 use crate::daemon::config::{Config, Sources};
 use crate::daemon::database::Connector;
-use crate::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres};
+use crate::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres, usable_directory};
 use crate::daemon::{run, telemetry};
 use crate::migrations;
 use crate::registry::{NewTask, PostgresTaskRegistry, Scope, TaskRegistry};
@@ -87,17 +87,18 @@ impl Dev {
     }
 
     fn start_server(&self) -> anyhow::Result<(EmbeddedPostgres, String)> {
-        if self.fresh && self.directory.exists() {
-            std::fs::remove_dir_all(&self.directory)
-                .with_context(|| format!("{} cannot be cleared", self.directory.display()))?;
+        let directory = usable_directory(&self.directory)?;
+        if self.fresh && directory.exists() {
+            std::fs::remove_dir_all(&directory)
+                .with_context(|| format!("{} cannot be cleared", directory.display()))?;
         }
         let port = match self.port {
             Some(port) => port,
             None => std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port(),
         };
-        println!("starting PostgreSQL in {} …", self.directory.display());
+        println!("starting PostgreSQL in {} …", directory.display());
         let server = EmbeddedPostgres::start(&EmbeddedOptions {
-            directory: self.directory.clone(),
+            directory,
             durable: true,
             port: Some(port),
             remove_after: false,
@@ -236,13 +237,18 @@ impl Seller {
         for turn in 1.. {
             let task_type = TYPES[turn % TYPES.len()];
             let id = self.issue(&account, task_type, turn).await?;
+            let submitted = Instant::now();
             sleep(pause(0.4, 1.2)).await;
             let progress = json!({ "percentage": 50, "current_step": "a person looks at it" });
             self.registry.update_progress(&id, Scope::Account(&account), progress).await?;
-            self.stage.say("working", &id, "");
+            let working = Instant::now();
+            self.stage.say("working", &id, &format!("{:.1} s after it was submitted", seconds(submitted)));
             sleep(pause(0.6, 2.4)).await;
-            let began = Instant::now();
-            self.stage.settled.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), began);
+            self.stage
+                .settled
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(id.clone(), Instant::now());
             let end = if turn % 4 == 0 {
                 let error =
                     json!({ "code": "POLICY_VIOLATION", "message": "the creative is not acceptable" });
@@ -257,7 +263,7 @@ impl Seller {
             if let Some(at) = self.stage.settled.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&id) {
                 *at = Instant::now();
             }
-            self.stage.say(end, &id, "");
+            self.stage.say(end, &id, &format!("{:.1} s after work began; its commit rang", seconds(working)));
         }
         Ok(())
     }
@@ -277,6 +283,10 @@ impl Seller {
         self.stage.say("submitted", &id, task_type);
         Ok(id)
     }
+}
+
+fn seconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
 }
 
 fn pause(from: f64, to: f64) -> Duration {

@@ -4,6 +4,7 @@
 //! connection. While in flight a row's `available_at` is the end of its lease, so one index
 //! finds what is due and what was left behind by a daemon that died.
 
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Object, Pool};
@@ -14,7 +15,8 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
-    Claim, Claimed, Lane, LeaseToken, Outbox, OutboxError, Room, RowId, Settlement, Transition, Verdict,
+    Claim, Claimed, Lane, LeaseToken, Outbox, OutboxError, Room, RowId, SettledRows, Settlement, Transition,
+    Verdict,
 };
 use crate::task::{Authentication, CallbackUrl, OperationId, Registration, Terminal, UrlSchemes};
 use crate::webhook::{Envelope, IdempotencyKey, Prepared, Unsendable};
@@ -79,7 +81,11 @@ impl NativeOutbox {
         Ok(rows.iter().map(|row| RowId(row.get(0))).collect())
     }
 
-    async fn release(&self, client: &Object, settled: &[&Settlement]) -> Result<Vec<RowId>, OutboxError> {
+    async fn release(
+        &self,
+        client: &Object,
+        settled: &[&Settlement],
+    ) -> Result<Vec<(RowId, bool)>, OutboxError> {
         if settled.is_empty() {
             return Ok(Vec::new());
         }
@@ -101,7 +107,7 @@ impl NativeOutbox {
                 ],
             )
             .await?;
-        Ok(rows.iter().map(|row| RowId(row.get(0))).collect())
+        Ok(rows.iter().map(|row| (RowId(row.get(0)), row.get(1))).collect())
     }
 
     fn claim_of(&self, row: &Row, token: Uuid) -> Claim {
@@ -156,14 +162,20 @@ impl Outbox for NativeOutbox {
         })
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<RowId>, OutboxError> {
+    async fn settle(&self, settlements: &[Settlement]) -> Result<SettledRows, OutboxError> {
         let client = self.pool.get().await?;
         let (delivered, others): (Vec<&Settlement>, Vec<&Settlement>) =
             settlements.iter().partition(|settlement| settlement.verdict == Verdict::Acknowledge);
         let (delivered, others) =
             tokio::try_join!(self.acknowledge(&client, &delivered), self.release(&client, &others))?;
-        let written = |row: &RowId| delivered.contains(row) || others.contains(row);
-        Ok(settlements.iter().map(|settlement| settlement.row).filter(|row| !written(row)).collect())
+        let expired = others.iter().filter(|(_, expired)| *expired).map(|(row, _)| *row).collect();
+        let written: HashSet<RowId> = others.into_iter().map(|(row, _)| row).chain(delivered).collect();
+        let lost = settlements
+            .iter()
+            .map(|settlement| settlement.row)
+            .filter(|row| !written.contains(row))
+            .collect();
+        Ok(SettledRows { lost, expired })
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {

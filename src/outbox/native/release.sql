@@ -21,7 +21,7 @@ WITH answer AS (
         last_reason = coalesce(a.reason, o.last_reason)
     FROM answer a
     WHERE o.id = a.id AND o.lease_token = a.lease_token AND o.state = 'in_flight'
-    RETURNING o.id, o.task_id, o.idempotency_key, o.attempt_count, a.started_at, a.duration_ms, a.status, a.reason,
+    RETURNING o.id, o.state, o.task_id, o.idempotency_key, o.attempt_count, a.started_at, a.duration_ms, a.status, a.reason,
               a.verdict, a.body_bytes
 ), logged AS (
     INSERT INTO taskbell.attempt (outbox_id, task_id, idempotency_key, attempt, started_at, duration_ms, status,
@@ -29,4 +29,4 @@ WITH answer AS (
     SELECT id, task_id, idempotency_key, attempt_count, started_at, duration_ms, status, reason, verdict, body_bytes
     FROM settled WHERE verdict <> 'unclaim' AND started_at IS NOT NULL
 )
-SELECT id FROM settled
+SELECT id, state = 'expired' FROM settled

@@ -1,0 +1,127 @@
+//! The daemon as an operator starts it: one process, from exec to a clean stop.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use super::support::{TestDatabase, complete, eventually, issue};
+
+struct Running {
+    child: Child,
+    admin: String,
+}
+
+impl Running {
+    async fn start(database: &TestDatabase, environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_taskbell"));
+        command.arg("run").env("DATABASE_URL", &database.dsn).env("TASKBELL_ADMIN__LISTEN", "127.0.0.1:0");
+        command.env("TASKBELL_METRICS__REFRESH", "1s").env("TASKBELL_LOG__FORMAT", "json");
+        command.envs(environment.iter().copied()).stderr(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let admin = tokio::task::spawn_blocking(move || {
+            let mut lines = lines.map_while(Result::ok);
+            let line = lines.find(|line| line.contains("taskbell runs")).unwrap();
+            // The rest must be read, or the daemon blocks when the pipe is full.
+            std::thread::spawn(move || lines.for_each(drop));
+            serde_json::from_str::<Value>(&line).unwrap()["admin"].as_str().unwrap().to_owned()
+        })
+        .await
+        .unwrap();
+        Self { child, admin }
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        let response = reqwest::get(format!("http://{}{path}", self.admin)).await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    fn stop(mut self) -> std::process::ExitStatus {
+        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        self.child.wait().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn it_becomes_ready_measures_tasks_and_stops_cleanly() {
+    let database = TestDatabase::migrated().await;
+    let daemon = Running::start(&database, &[("TASKBELL_METRICS__SLA__CREATE_MEDIA_BUY", "1s")]).await;
+    assert_eq!(daemon.get("/healthz").await.0, 200);
+    eventually("readiness", async || (daemon.get("/readyz").await.0 == 200).then_some(())).await;
+    let client = database.client().await;
+    issue(&client, "task_done", None).await;
+    client.batch_execute("UPDATE decisioning_tasks SET state = 'working'").await.unwrap();
+    complete(&client, "task_done").await;
+    issue(&client, "task_open", None).await;
+    client
+        .batch_execute("UPDATE decisioning_tasks SET created_at = created_at - 60 WHERE state = 'submitted'")
+        .await
+        .unwrap();
+    let metrics = eventually("the metrics of the tasks", async || {
+        let (_, text) = daemon.get("/metrics").await;
+        let expected = [
+            "taskbell_task_duration_seconds_count{task_type=\"create_media_buy\",outcome=\"completed\"} 1",
+            "taskbell_task_state_seconds_count{task_type=\"create_media_buy\",state=\"submitted\"} 1",
+            "taskbell_task_state_seconds_count{task_type=\"create_media_buy\",state=\"working\"} 1",
+            "taskbell_tasks_open{task_type=\"create_media_buy\",state=\"submitted\"} 1",
+            "taskbell_tasks_over_sla{task_type=\"create_media_buy\"} 1",
+            "taskbell_listener_up 1",
+            "taskbell_deliveries_total{result=\"delivered\"} 0",
+            "taskbell_leases_lost_total 0",
+        ];
+        expected.iter().all(|line| text.lines().any(|found| found == *line)).then_some(text)
+    })
+    .await;
+    assert!(!metrics.contains("task_done") && !metrics.contains("acct"));
+    let (status, jwks) = daemon.get("/.well-known/jwks.json").await;
+    assert_eq!((status, jwks.as_str()), (200, "{\"keys\":[]}"));
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test]
+async fn check_passes_on_a_good_set_up_and_names_what_is_missing() {
+    let database = TestDatabase::migrated().await;
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("key.jwk");
+    let taskbell = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_taskbell"));
+        command.args(arguments).env("DATABASE_URL", &database.dsn);
+        command
+    };
+    assert!(taskbell(&["keys", "generate", key.to_str().unwrap()]).status().unwrap().success());
+    assert!(!taskbell(&["keys", "generate", key.to_str().unwrap()]).status().unwrap().success());
+    let good = taskbell(&["check"]).env("TASKBELL_SIGNING__KEY_FILES", &key).output().unwrap();
+    assert_eq!(good.status.code(), Some(0), "{}", String::from_utf8_lossy(&good.stdout));
+    database
+        .client()
+        .await
+        .batch_execute("DROP TRIGGER taskbell_record_update ON decisioning_tasks")
+        .await
+        .unwrap();
+    let bad = taskbell(&["check", "--json"]).output().unwrap();
+    assert_eq!(bad.status.code(), Some(1));
+    let findings: Vec<Value> = serde_json::from_slice(&bad.stdout).unwrap();
+    let failed: Vec<&str> = findings
+        .iter()
+        .filter(|finding| finding["ok"] == false)
+        .map(|finding| finding["check"].as_str().unwrap())
+        .collect();
+    assert_eq!(failed, ["signing key", "triggers"]);
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_is_refused_with_every_fault_by_name() {
+    let output = Command::new(env!("CARGO_BIN_EXE_taskbell"))
+        .arg("run")
+        .env("ADCP_ENV", "production")
+        .env("TASKBELL_WORKER__LEASE", "10s")
+        .env("TASKBELL_GUARD__ALLOW_PRIVATE", "true")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2));
+    for key in ["worker.deadline", "worker.grace", "guard.allow_private", "signing.key_files"] {
+        assert!(said.contains(key), "{key}: {said}");
+    }
+}
