@@ -97,19 +97,25 @@ pub async fn run(
             task_types: types,
         },
     );
-    let working = tasks.spawn(worker.run(stop.clone()));
+    let mut working = tasks.spawn(worker.run(stop.clone()));
     ready(address);
     tracing::info!(admin = %address, "taskbell runs");
 
-    stop.cancelled().await;
-    tracing::info!("stopping: nothing new is claimed, attempts in flight are finished");
+    let drained = tokio::select! {
+        // A worker never ends by itself: it panicked, and a new process is the only honest repair.
+        ended = &mut working => ended,
+        () = stop.cancelled() => {
+            tracing::info!("stopping: nothing new is claimed, attempts in flight are finished");
+            accepting.send_replace(false);
+            working.await
+        }
+    };
     accepting.send_replace(false);
-    let drained = working.await;
     services.cancel();
     tasks.close();
     tasks.wait().await;
     served.await.context("the admin listener panicked")??;
-    drained.context("the worker panicked")?;
+    drained.context("the worker panicked; what it had claimed is repeated when its leases run out")?;
     tracing::info!("stopped");
     Ok(())
 }
