@@ -1,6 +1,7 @@
 //! One private cluster per test process, one database per test, a scripted receiver.
 
 pub mod receiver;
+pub mod tls;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
