@@ -166,6 +166,80 @@ async fn no_order_of_wake_sleep_commit_and_rollback_leaves_a_row_unseen() {
     assert_eq!(explored, 35 * 2 * 3);
 }
 
+/// Every merge of three sequences, as the number of the sequence that takes each step.
+fn merges_of_three(left: [usize; 3]) -> Vec<Vec<usize>> {
+    if left == [0; 3] {
+        return vec![Vec::new()];
+    }
+    let mut all = Vec::new();
+    for next in 0..3 {
+        if left[next] > 0 {
+            let mut rest = left;
+            rest[next] -= 1;
+            all.extend(merges_of_three(rest).into_iter().map(|mut tail| {
+                tail.insert(0, next);
+                tail
+            }));
+        }
+    }
+    all
+}
+
+/// One seller and two daemons: a row that is committed was seen by one of them, or one of them
+/// is still looking, or the bell rang. Every ninth of the 11,550 orders, and both ends.
+#[tokio::test]
+async fn two_daemons_do_not_hide_a_row_from_each_other() {
+    let database = TestDatabase::migrated().await;
+    let (listening, rang) = bells(&database).await;
+    let (worker, seller) = (database.client().await, database.client().await);
+    let gates = [database.client().await, database.client().await];
+    for gate in &gates {
+        Gate(gate).set_up(Duration::from_millis(1)).await.unwrap();
+    }
+    let orders = merges_of_three([SELLER[0].len(), DAEMON.len(), DAEMON.len()]);
+    assert_eq!(orders.len(), 11_550);
+    for (explored, order) in orders.into_iter().step_by(9).enumerate() {
+        let ending = SELLER[explored % 2];
+        let task = format!("task_{explored}");
+        super::support::issue(&worker, &task, None).await;
+        worker.batch_execute("DELETE FROM taskbell.outbox").await.unwrap();
+        listening.batch_execute("SELECT 1").await.unwrap();
+        rang.store(false, Ordering::SeqCst);
+        let mut seller_steps = ending.iter();
+        let mut daemon_steps = [DAEMON.iter(), DAEMON.iter()];
+        let (mut horizons, mut asleep, mut seen) = ([None; 2], [false; 2], HashSet::new());
+        for next in &order {
+            let Some(daemon) = next.checked_sub(1) else {
+                step(&seller, &task, *seller_steps.next().unwrap()).await;
+                continue;
+            };
+            let gate = Gate(&gates[daemon]);
+            match daemon_steps[daemon].next().unwrap() {
+                Daemon::Close => drop(gate.close().await.unwrap()),
+                Daemon::Look => seen.extend(look(&worker).await),
+                Daemon::Open => horizons[daemon] = Some(gate.open().await.unwrap()),
+                Daemon::Settle => {
+                    asleep[daemon] = gate.passed(horizons[daemon].unwrap()).await.unwrap();
+                    seen.extend(look(&worker).await);
+                }
+            }
+        }
+        listening.batch_execute("SELECT 1").await.unwrap();
+        tokio::task::yield_now().await;
+        let committed = ending[2] == Seller::Commit;
+        let known = seen.contains(&task) || rang.load(Ordering::SeqCst) || asleep != [true; 2];
+        assert!(!committed || known, "{order:?}");
+        assert!(committed || !seen.contains(&task), "{order:?}");
+        for daemon in 0..2 {
+            if !asleep[daemon] {
+                while !Gate(&gates[daemon]).passed(horizons[daemon].unwrap()).await.unwrap() {}
+                seen.extend(look(&worker).await);
+            }
+        }
+        assert!(!committed || seen.contains(&task) || rang.load(Ordering::SeqCst), "{order:?}");
+    }
+}
+
 /// A bell is silent while a daemon is awake, and rings when none is.
 #[tokio::test]
 async fn the_bell_is_silent_only_while_somebody_is_awake() {
@@ -192,16 +266,19 @@ async fn the_bell_is_silent_only_while_somebody_is_awake() {
     assert!(Gate(&listening).held_by_another().await.unwrap());
 }
 
-/// The real worker, its safety poll an hour away, and sellers that commit, hesitate and roll back.
+/// Two real workers, their safety poll an hour away, and sellers that commit, hesitate and roll back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nothing_is_missed_under_real_concurrency_without_the_safety_poll() {
     let database = TestDatabase::migrated().await;
     let receiver = super::support::receiver::Receiver::start().await;
-    let daemon = super::delivery::Daemon::start(&database, &receiver, |settings| {
+    let tune = |settings: &mut taskbell::worker::WorkerSettings| {
         settings.safety_poll = Duration::from_secs(3600);
         settings.linger = Duration::from_millis(3);
-    })
-    .await;
+    };
+    let daemons = [
+        super::delivery::Daemon::start(&database, &receiver, tune).await,
+        super::delivery::Daemon::start(&database, &receiver, tune).await,
+    ];
     let url = receiver.url("/ok");
     let mut sellers = Vec::new();
     for seller in 0..6_u64 {
@@ -235,7 +312,9 @@ async fn nothing_is_missed_under_real_concurrency_without_the_safety_poll() {
         (receiver.posts().len() >= committed.len()).then_some(())
     })
     .await;
-    daemon.stop().await;
+    for daemon in daemons {
+        daemon.stop().await;
+    }
     let arrived: HashSet<String> =
         receiver.posts().iter().map(|post| post.json()["task_id"].as_str().unwrap().to_owned()).collect();
     assert_eq!(arrived, committed);
