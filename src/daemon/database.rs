@@ -4,8 +4,8 @@
 //! forgets means a repeated delivery under the same key, and what is owed was written durably
 //! by the seller.
 
+use std::error::Error;
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::config::Database;
+use super::dsn::{Dsn, DsnError};
 use crate::listener::{Connect, ConnectError, Session};
 
 /// How to connect, ready to be used any number of times.
@@ -35,8 +36,7 @@ impl Connector {
     /// [`DatabaseError`], which never repeats the connection string.
     pub fn new(database: &Database) -> Result<Self, DatabaseError> {
         let url = database.url.as_ref().ok_or(DatabaseError::NoUrl)?;
-        let (url, ca_file) = libpq_keys(url.expose_secret());
-        let mut config = tokio_postgres::Config::from_str(&url).map_err(|_| DatabaseError::Url)?;
+        let Dsn { mut config, ca_file } = Dsn::parse(url.expose_secret())?;
         let statement_timeout = database.statement_timeout.as_millis();
         let own = format!("-c synchronous_commit=off -c statement_timeout={statement_timeout}");
         let options = config.get_options().map_or_else(|| own.clone(), |theirs| format!("{own} {theirs}"));
@@ -48,7 +48,7 @@ impl Connector {
             .keepalives_idle(KEEPALIVE_IDLE)
             .keepalives_interval(KEEPALIVE_INTERVAL)
             .keepalives_retries(KEEPALIVE_RETRIES);
-        let ca_file = database.ca_file.clone().or(ca_file.map(Into::into));
+        let ca_file = database.ca_file.clone().or(ca_file);
         let tls = tls_config(ca_file.as_deref())?;
         Ok(Self { config, tls: MakeRustlsConnect::new(tls), max_connections: database.max_connections })
     }
@@ -68,7 +68,7 @@ impl Connector {
     /// # Errors
     /// [`ConnectError`] when the server does not answer in time or refuses.
     pub async fn connect(&self) -> Result<Session, ConnectError> {
-        match timeout(CONNECT_TIMEOUT * 2, self.config.connect(self.tls.clone())).await {
+        match timeout(self.patience(), self.config.connect(self.tls.clone())).await {
             Ok(Ok((client, connection))) => Ok(Session::new(client, connection)),
             Ok(Err(error)) => Err(ConnectError(explain(&error))),
             Err(_) => Err(ConnectError("the server did not answer in time".to_owned())),
@@ -109,10 +109,17 @@ impl Connector {
         Pool::builder(manager)
             .max_size(self.max_connections)
             .wait_timeout(Some(CONNECT_TIMEOUT))
-            .create_timeout(Some(CONNECT_TIMEOUT * 2))
+            .create_timeout(Some(self.patience()))
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|_| DatabaseError::Pool)
+    }
+
+    /// For the whole way to a ready session. Hosts are tried one after the other: a dead one
+    /// must not take the time of the one that took over.
+    fn patience(&self) -> Duration {
+        let hosts = self.config.get_hosts().len().max(self.config.get_hostaddrs().len()).max(1);
+        CONNECT_TIMEOUT * u32::try_from(hosts + 1).unwrap_or(u32::MAX)
     }
 }
 
@@ -144,49 +151,30 @@ pub fn tls_config(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, Databa
     Ok(config)
 }
 
-/// Translates what libpq understands and tokio-postgres does not: `verify-ca` and `verify-full`
-/// are what we do for `require` anyway; `sslrootcert` is our `ca_file`.
-fn libpq_keys(url: &str) -> (String, Option<String>) {
-    let mut ca_file = None;
-    let mut keep = |pair: &str| match pair.split_once('=') {
-        Some(("sslrootcert", path)) => {
-            ca_file = (path != "system").then(|| path.to_owned());
-            None
-        }
-        Some(("sslmode", "verify-full" | "verify-ca")) => Some("sslmode=require".to_owned()),
-        Some(("sslmode", "allow")) => Some("sslmode=prefer".to_owned()),
-        _ => Some(pair.to_owned()),
-    };
-    let rewritten = if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        match url.split_once('?') {
-            None => url.to_owned(),
-            Some((base, query)) => {
-                let query: Vec<String> = query.split('&').filter_map(&mut keep).collect();
-                if query.is_empty() { base.to_owned() } else { format!("{base}?{}", query.join("&")) }
-            }
-        }
-    } else if url.contains('\'') {
-        // Quoted values may hold spaces: left to the driver as they are.
-        url.to_owned()
-    } else {
-        url.split_whitespace().filter_map(&mut keep).collect::<Vec<_>>().join(" ")
-    };
-    (rewritten, ca_file)
-}
-
-/// `tokio_postgres::Error` prints only its kind; this says what the server said.
+/// `tokio_postgres::Error` prints only its kind; this says what the server said, and what can
+/// be done where we know it.
 #[must_use]
 pub fn explain(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(db) => match db.hint() {
+    if let Some(db) = error.as_db_error() {
+        return match db.hint() {
             Some(hint) => format!("{} ({hint})", db.message()),
             None => db.message().to_owned(),
-        },
-        None => std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(": "),
+        };
     }
+    let causes = || std::iter::successors(Some(error as &(dyn Error + 'static)), |error| (*error).source());
+    let text = causes().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    if causes().any(distrusts_certificate) { format!("{text} ({DISTRUST})") } else { text }
+}
+
+/// Whether TLS ended at the server's certificate. An `io::Error` hides what it carries from
+/// `source`.
+fn distrusts_certificate(error: &(dyn Error + 'static)) -> bool {
+    let inside = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let tls = match inside {
+        Some(inside) => inside.downcast_ref::<rustls::Error>(),
+        None => error.downcast_ref::<rustls::Error>(),
+    };
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// Why there is no way to connect.
@@ -197,8 +185,8 @@ pub enum DatabaseError {
     #[error("no database: set database.url, database.url_file or DATABASE_URL")]
     NoUrl,
     /// Not a connection string.
-    #[error("database.url is no connection string: postgres://user:password@host/database")]
-    Url,
+    #[error("database.url {0}")]
+    Url(#[from] DsnError),
     /// A file of certificates cannot be used.
     #[error("{0}: no PEM certificates can be read from it")]
     CaFile(String),
@@ -210,30 +198,12 @@ pub enum DatabaseError {
     Pool,
 }
 
-/// For a TCP connection; twice as long for the whole way to a ready session.
+/// The certificate is verified even where libpq's default would not ask.
+const DISTRUST: &str = "name the CA's file in database.ca_file, or add sslmode=disable where the way to the \
+                        server is private";
+/// For one TCP connection; as long again for TLS and authentication.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+/// With these a vanished server is noticed after some 11 s on an idle connection.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_RETRIES: u32 = 3;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_libpq_users_write_is_understood() {
-        for (given, url, ca) in [
-            ("postgres://u@h/d", "postgres://u@h/d", None),
-            (
-                "postgres://h/d?sslmode=verify-full&sslrootcert=/ca.pem",
-                "postgres://h/d?sslmode=require",
-                Some("/ca.pem"),
-            ),
-            ("postgres://h/d?sslrootcert=system", "postgres://h/d", None),
-            ("host=h sslmode=verify-ca dbname=d", "host=h sslmode=require dbname=d", None),
-            ("host=h password='a b' sslmode=require", "host=h password='a b' sslmode=require", None),
-        ] {
-            assert_eq!(libpq_keys(given), (url.to_owned(), ca.map(str::to_owned)), "{given}");
-        }
-    }
-}

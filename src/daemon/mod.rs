@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod config;
 pub mod telemetry;
+pub mod dsn;
 pub mod database;
 pub mod run;
 mod reporter;

@@ -47,17 +47,7 @@ pub async fn run(
     if keys.signer().is_none() {
         tracing::warn!("no signing key: webhooks without legacy authentication wait until there is one");
     }
-    let sender = Sender::new(
-        tls_config(config.http_ca_file.as_deref())?,
-        keys,
-        SenderSettings {
-            guard: config.guard.clone(),
-            legacy: config.legacy,
-            deadline: config.deadline,
-            idle_per_host: config.per_lane.max(config.concurrency),
-            user_agent: config.user_agent.clone(),
-        },
-    )?;
+    let sender = sender(&config, keys)?;
     let schemes = if config.guard.allow_http { UrlSchemes::AllowHttp } else { UrlSchemes::HttpsOnly };
     let outbox = Arc::new(NativeOutbox::new(pool.clone(), config.lease, config.horizon, schemes));
     let types = names::TaskTypes::new(config.metrics.task_types.iter().cloned());
@@ -97,19 +87,25 @@ pub async fn run(
             task_types: types,
         },
     );
-    let working = tasks.spawn(worker.run(stop.clone()));
+    let mut working = tasks.spawn(worker.run(stop.clone()));
     ready(address);
     tracing::info!(admin = %address, "taskbell runs");
 
-    stop.cancelled().await;
-    tracing::info!("stopping: nothing new is claimed, attempts in flight are finished");
+    let drained = tokio::select! {
+        // A worker never ends by itself: it panicked, and a new process is the only honest repair.
+        ended = &mut working => ended,
+        () = stop.cancelled() => {
+            tracing::info!("stopping: nothing new is claimed, attempts in flight are finished");
+            accepting.send_replace(false);
+            working.await
+        }
+    };
     accepting.send_replace(false);
-    let drained = working.await;
     services.cancel();
     tasks.close();
     tasks.wait().await;
     served.await.context("the admin listener panicked")??;
-    drained.context("the worker panicked")?;
+    drained.context("the worker panicked; what it had claimed is repeated when its leases run out")?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -125,6 +121,22 @@ pub fn read_keys(files: &[PathBuf]) -> anyhow::Result<KeyRing> {
         SigningKey::parse(&text.into()).with_context(|| format!("signing.key_files: {}", file.display()))
     });
     Ok(KeyRing::new(keys.collect::<anyhow::Result<_>>()?)?)
+}
+
+/// A sender as the configuration wants it.
+///
+/// # Errors
+/// The trusted certificates cannot be read, or the HTTP client cannot be built.
+pub fn sender(config: &Config, keys: KeyRing) -> anyhow::Result<Sender> {
+    let tls = tls_config(config.http_ca_file.as_deref()).context("http.ca_file")?;
+    let settings = SenderSettings {
+        guard: config.guard.clone(),
+        legacy: config.legacy,
+        deadline: config.deadline,
+        idle_per_host: config.per_lane.max(config.concurrency),
+        user_agent: config.user_agent.clone(),
+    };
+    Ok(Sender::new(tls, keys, settings)?)
 }
 
 async fn check_schema(connector: &Connector) -> anyhow::Result<()> {

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
@@ -161,7 +161,8 @@ impl Doorbell {
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, DoorbellError> {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(request(answer));
-        answered.await.map_err(|_| DoorbellError::Unavailable)
+        // The worker has more to do than to wait for a database that does not answer.
+        timeout(ANSWER_PATIENCE, answered).await.ok().and_then(Result::ok).ok_or(DoorbellError::Unavailable)
     }
 }
 
@@ -285,6 +286,8 @@ const PASSED: &str = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigi
 const HELD: &str = "SELECT NOT pg_try_advisory_xact_lock_shared($1)";
 /// How long one request for the lock may wait, holding its snapshot.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// Well above the patience of a request for the lock that stands before ours.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two requests; a seller's long transaction shares the lock until it ends.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_secs(2);

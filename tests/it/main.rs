@@ -8,6 +8,9 @@
 
 mod support;
 
+mod cli;
+mod config;
+mod database;
 mod daemon;
 mod delivery;
 mod doorbell;

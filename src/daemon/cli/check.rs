@@ -1,5 +1,6 @@
 //! `check`: a line for each thing that must be right, and what to do where it is not.
 
+use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
@@ -7,8 +8,8 @@ use serde::Serialize;
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client};
 
-use crate::daemon::config::{Config, Sources};
-use crate::daemon::database::{Connector, explain};
+use crate::daemon::config::{Config, ConfigError, Sources};
+use crate::daemon::database::{Connector, explain, tls_config};
 use crate::daemon::run::read_keys;
 use crate::listener::{CHANNEL, Session};
 use crate::migrations;
@@ -26,7 +27,9 @@ pub(super) async fn run(sources: &Sources, json: bool) -> anyhow::Result<u8> {
     let mut findings = Vec::new();
     let mut find = |check, ok, says: String| findings.push(Finding { check, ok, says });
     match Config::load(sources) {
-        Err(error) => find("configuration", false, error.to_string()),
+        Err(ConfigError(problems)) => {
+            problems.into_iter().for_each(|says| find("configuration", false, says))
+        }
         Ok(config) => {
             find("configuration", true, "every key is understood".to_owned());
             match read_keys(&config.key_files) {
@@ -45,6 +48,10 @@ pub(super) async fn run(sources: &Sources, json: bool) -> anyhow::Result<u8> {
                 },
                 Err(error) => find("signing key", false, format!("{error:#}")),
             }
+            match tls_config(config.http_ca_file.as_deref()) {
+                Ok(_) => find("certificates", true, "buyers' endpoints can be verified".to_owned()),
+                Err(error) => find("certificates", false, format!("http.ca_file: {error}")),
+            }
             match Connector::new(&config.database) {
                 Err(error) => find("database", false, error.to_string()),
                 Ok(connector) => match connector.client().await {
@@ -61,11 +68,12 @@ pub(super) async fn run(sources: &Sources, json: bool) -> anyhow::Result<u8> {
         }
     }
     let failed = findings.iter().any(|finding| !finding.ok);
+    let mut out = io::stdout();
     if json {
-        println!("{}", serde_json::to_string(&findings)?);
+        writeln!(out, "{}", serde_json::to_string(&findings)?)?;
     } else {
-        for finding in &findings {
-            println!("{}  {:<14} {}", if finding.ok { "ok  " } else { "FAIL" }, finding.check, finding.says);
+        for Finding { check, ok, says } in &findings {
+            writeln!(out, "{}  {check:<14} {says}", if *ok { "ok  " } else { "FAIL" })?;
         }
     }
     Ok(u8::from(failed))

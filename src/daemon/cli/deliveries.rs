@@ -1,10 +1,12 @@
 //! `deliveries list|show|retry|cancel`: what operators may do, through the schema's own functions.
 
+use std::io::{self, Write};
+
 use anyhow::bail;
-use clap::Subcommand;
+use clap::{Subcommand, value_parser};
 use serde_json::Value;
 
-use super::print_rows;
+use super::{ROWS, cell, print_rows};
 use crate::daemon::config::Config;
 use crate::daemon::database::{Connector, explain};
 
@@ -12,14 +14,14 @@ use crate::daemon::database::{Connector, explain};
 pub(super) enum Deliveries {
     /// Lists webhooks, newest first.
     List {
-        /// Only these: pending, in_flight, expired, invalid, delivered, cancelled.
-        #[arg(long)]
+        /// Only in this state.
+        #[arg(long, value_parser = STATES)]
         state: Option<String>,
         /// Only of this task.
         #[arg(long)]
         task: Option<String>,
         /// How many.
-        #[arg(long, default_value_t = 50)]
+        #[arg(long, default_value_t = 50, value_parser = value_parser!(i64).range(ROWS))]
         limit: i64,
         /// A JSON document a line.
         #[arg(long)]
@@ -56,7 +58,7 @@ impl Deliveries {
             Self::List { state, task, limit, json } => {
                 let rows = client.query(LIST, &[&state, &task, &limit]).await.map_err(said)?;
                 let rows: Vec<Value> = rows.iter().map(|row| row.get(0)).collect();
-                print_rows(&rows, &LIST_COLUMNS, json);
+                print_rows(&rows, &LIST_COLUMNS, json)?;
             }
             Self::Show { id, json } => {
                 let rows = client.query(SHOW, &[&id]).await.map_err(said)?;
@@ -66,6 +68,7 @@ impl Deliveries {
                         "no webhook is known under {id}: a task without registration owes none (`tasks show`)"
                     );
                 }
+                let mut out = io::stdout();
                 for delivery in &deliveries {
                     let attempts =
                         client.query(ATTEMPTS, &[&delivery["delivery_id"].as_i64()]).await.map_err(said)?;
@@ -73,23 +76,20 @@ impl Deliveries {
                     if json {
                         let mut document = delivery.clone();
                         document["attempts"] = attempts.into();
-                        println!("{document}");
+                        writeln!(out, "{document}")?;
                         continue;
                     }
                     for (name, value) in
                         delivery.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null())
                     {
-                        println!(
-                            "{name:>17}  {}",
-                            value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-                        );
+                        writeln!(out, "{name:>17}  {}", cell(value))?;
                     }
-                    println!();
+                    writeln!(out)?;
                     print_rows(
                         &attempts,
                         &["attempt", "started_at", "duration_ms", "status", "reason", "verdict"],
                         false,
-                    );
+                    )?;
                 }
             }
             Self::Retry { id, past_horizon } => {
@@ -105,6 +105,8 @@ impl Deliveries {
     }
 }
 
+/// Of both the outbox and the journal, as `taskbell.delivery` shows them.
+const STATES: [&str; 6] = ["pending", "in_flight", "expired", "invalid", "delivered", "cancelled"];
 const LIST: &str = include_str!("deliveries_list.sql");
 const SHOW: &str = include_str!("deliveries_show.sql");
 const ATTEMPTS: &str = include_str!("deliveries_attempts.sql");

@@ -8,10 +8,12 @@ mod receive;
 mod ring;
 mod tasks;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -21,14 +23,14 @@ use super::{run, telemetry};
 use crate::migrations;
 
 /// Rings the buyer when a seller's human is done.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "taskbell", version, about)]
 pub struct Cli {
     /// The configuration file; /etc/taskbell/taskbell.toml if it exists.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The database, before what the configuration says.
-    #[arg(long, global = true, value_name = "URL", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "URL")]
     database_url: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -85,7 +87,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
             let keys = run::read_keys(&config.key_files)?;
             run::run(config, keys, stop_on_signal()?, notify_ready).await?;
         }
-        Command::Migrate { print: true } => print!("{}", migrations::print()),
+        Command::Migrate { print: true } => io::stdout().write_all(migrations::print().as_bytes())?,
         Command::Migrate { print: false } => {
             let connector = Connector::new(&Config::load(&sources)?.database)?.durable();
             match migrations::apply(&mut connector.client().await?).await?.as_slice() {
@@ -123,31 +125,107 @@ fn notify_ready(_admin: std::net::SocketAddr) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
+/// How many rows a list may be asked for.
+const ROWS: std::ops::RangeFrom<i64> = 1..;
+
 /// Rows as a table, or as the JSON that the database made of them.
-fn print_rows(rows: &[serde_json::Value], columns: &[&str], json: bool) {
+fn print_rows(rows: &[Value], columns: &[&str], json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
     if json {
-        for row in rows {
-            println!("{row}");
-        }
-        return;
+        return rows.iter().try_for_each(|row| writeln!(out, "{row}"));
     }
-    let cell = |row: &serde_json::Value, column: &str| match &row[column] {
-        serde_json::Value::Null => "-".to_owned(),
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
     let widths: Vec<usize> = columns
         .iter()
         .map(|column| {
-            rows.iter().map(|row| cell(row, column).chars().count()).max().unwrap_or(0).max(column.len())
+            rows.iter().map(|row| cell(&row[column]).chars().count()).max().unwrap_or(0).max(column.len())
         })
         .collect();
-    let line = |cells: Vec<String>| {
+    let mut line = |cells: Vec<String>| {
         let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        println!("{}", padded.collect::<Vec<_>>().join("  ").trim_end());
+        writeln!(out, "{}", padded.collect::<Vec<_>>().join("  ").trim_end())
     };
-    line(columns.iter().map(|column| (*column).to_owned()).collect());
-    for row in rows {
-        line(columns.iter().map(|column| cell(row, column)).collect());
+    line(columns.iter().map(|column| (*column).to_owned()).collect())?;
+    rows.iter().try_for_each(|row| line(columns.iter().map(|column| cell(&row[column])).collect()))
+}
+
+/// One value for a terminal. Control characters are escaped: ids and errors come from buyers.
+fn cell(value: &Value) -> String {
+    let text = match value {
+        Value::Null => return "-".to_owned(),
+        Value::String(text) => text,
+        other => &other.to_string(),
+    };
+    text.chars().fold(String::new(), |mut safe, c| {
+        if c.is_control() {
+            safe.extend(c.escape_default())
+        } else {
+            safe.push(c)
+        }
+        safe
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_the_documented_subcommands() {
+        let names = |command: &clap::Command| {
+            command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect::<Vec<_>>().join(" ")
+        };
+        let cli = Cli::command();
+        assert_eq!(names(&cli), "dev run migrate check tasks deliveries keys receive ring");
+        for (command, expected) in [
+            ("tasks", "list show complete fail"),
+            ("deliveries", "list show retry cancel"),
+            ("keys", "generate jwks"),
+        ] {
+            assert_eq!(names(cli.find_subcommand(command).unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn what_people_type_parses_and_mistakes_do_not() {
+        for (line, parses) in [
+            ("run --config /c.toml --database-url host=h", true),
+            ("--config /c.toml run", true),
+            ("migrate --print", true),
+            ("check --json", true),
+            ("tasks list --all --account a --limit 5 --json --table my_tasks", true),
+            ("tasks list --limit -1", false),
+            ("tasks show t1 --json", true),
+            ("tasks complete t1 {}", true),
+            ("tasks complete t1", false),
+            ("tasks fail t1 {}", true),
+            ("deliveries list --state pending --task t1 --json", true),
+            ("deliveries list --state lost", false),
+            ("deliveries list --limit 0", false),
+            ("deliveries show whk_1 --json", true),
+            ("deliveries retry 7 --past-horizon", true),
+            ("deliveries retry seven", false),
+            ("deliveries cancel 7", true),
+            ("keys generate /k.jwk --kid k1", true),
+            ("keys jwks /a.jwk /b.jwk", true),
+            ("", false),
+        ] {
+            let parsed = Cli::try_parse_from(std::iter::once("taskbell").chain(line.split_whitespace()));
+            assert_eq!(parsed.is_ok(), parses, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_others_wrote_cannot_steer_the_terminal() {
+        assert_eq!(cell(&json!("a\u{1b}[2J\nb\u{9b}é")), r"a\u{1b}[2J\nb\u{9b}é");
+        assert_eq!(cell(&Value::Null), "-");
+        assert_eq!(cell(&json!({ "a": 1 })), r#"{"a":1}"#);
     }
 }

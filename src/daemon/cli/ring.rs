@@ -7,10 +7,9 @@ use clap::Args;
 use serde_json::value::RawValue;
 
 use crate::daemon::config::Config;
-use crate::daemon::database::tls_config;
-use crate::daemon::run::read_keys;
+use crate::daemon::run::{read_keys, sender};
 use crate::task::{CallbackUrl, TaskId, Terminal, UrlSchemes};
-use crate::webhook::{Envelope, IdempotencyKey, Outcome, Prepared, Sender, SenderSettings};
+use crate::webhook::{Envelope, IdempotencyKey, Outcome, Prepared};
 
 #[derive(Debug, Args)]
 pub(super) struct Ring {
@@ -32,17 +31,7 @@ impl Ring {
         if keys.signer().is_none() {
             bail!("signing.key_files: no key to sign with; make one with `taskbell keys generate`");
         }
-        let sender = Sender::new(
-            tls_config(config.http_ca_file.as_deref())?,
-            keys,
-            SenderSettings {
-                guard: config.guard.clone(),
-                legacy: config.legacy,
-                deadline: config.deadline,
-                idle_per_host: 1,
-                user_agent: config.user_agent.clone(),
-            },
-        )?;
+        let sender = sender(config, keys)?;
         let (now, key) = (SystemTime::now(), IdempotencyKey::of_row(uuid::Uuid::new_v4()));
         let result = RawValue::from_string(r#"{"test":true,"message":"taskbell ring"}"#.to_owned())?;
         let body = Envelope {

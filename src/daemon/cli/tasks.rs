@@ -1,10 +1,10 @@
 //! `tasks list|show|complete|fail`: the seller's back office, through the registry.
 
 use anyhow::Context;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, value_parser};
 use serde_json::{Value, json};
 
-use super::print_rows;
+use super::{ROWS, print_rows};
 use crate::daemon::config::Config;
 use crate::daemon::database::{Connector, explain};
 use crate::registry::{PostgresTaskRegistry, Scope, Settled, TableName, TaskRegistry};
@@ -21,7 +21,7 @@ pub(super) enum Tasks {
         #[arg(long)]
         account: Option<String>,
         /// How many.
-        #[arg(long, default_value_t = 50)]
+        #[arg(long, default_value_t = 50, value_parser = value_parser!(i64).range(ROWS))]
         limit: i64,
         /// A JSON document a line.
         #[arg(long)]
@@ -77,7 +77,7 @@ impl Tasks {
                 let sql = LIST.replace("decisioning_tasks", name.as_str());
                 let rows = client.query(&sql, &[&all, &account, &limit]).await.map_err(said)?;
                 let rows: Vec<Value> = rows.iter().map(|row| row.get(0)).collect();
-                print_rows(&rows, &["task_id", "account_id", "task_type", "state", "age"], json);
+                print_rows(&rows, &["task_id", "account_id", "task_type", "state", "age"], json)?;
             }
             Self::Show { id, json, table } => {
                 let registry = registry(&connector, &table)?;

@@ -1,23 +1,23 @@
 //! Configuration: defaults, file, environment and flags become values that can work.
 //!
-//! `config/taskbell.toml` is compiled in as the defaults. What was typed is `Raw`; it stops
-//! here. Everything that is wrong is reported at once, each by the name of its key.
+//! `config/taskbell.toml` is compiled in as the defaults. Each layer above it is held against
+//! it key by key (`layers`); what was typed then becomes values that fit together (`raw`).
+//! Everything that is wrong is reported at once, each by the name of its key, and no value is
+//! repeated: it may be a secret.
 
-mod environment;
+mod layers;
 mod raw;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use figment::Figment;
-use figment::providers::{Format, Serialized, Toml};
+use figment::providers::Serialized;
 use secrecy::SecretString;
 use serde::Deserialize;
-
-use environment::{Keys, environment};
-use raw::Raw;
 
 use crate::webhook::LegacySchemes;
 use crate::webhook::guard::GuardPolicy;
@@ -29,7 +29,7 @@ pub const REFERENCE: &str = include_str!("../../../config/taskbell.toml");
 pub const DEFAULT_PATH: &str = "/etc/taskbell/taskbell.toml";
 
 /// What the edge hands in: nothing here reads the environment by itself.
-#[derive(Debug, Default, Clone)]
+#[derive(Default, Clone)]
 pub struct Sources {
     /// `--config`.
     pub file: Option<PathBuf>,
@@ -37,6 +37,13 @@ pub struct Sources {
     pub database_url: Option<String>,
     /// The process's environment.
     pub environment: BTreeMap<String, String>,
+}
+
+/// The environment and the connection string carry secrets: only the file is shown.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").field("file", &self.file).finish_non_exhaustive()
+    }
 }
 
 /// A configuration that can work.
@@ -142,137 +149,23 @@ impl Config {
     /// Reads every source.
     ///
     /// # Errors
-    /// [`ConfigError`] with everything that is wrong, by key; no value that may be secret is
-    /// repeated.
+    /// [`ConfigError`] with everything that is wrong, by key; no value is repeated.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
-        let mut figment = Figment::from(Toml::string(REFERENCE));
-        figment = match &sources.file {
-            Some(file) => figment.merge(Toml::file_exact(file)),
-            None => figment.merge(Toml::file(DEFAULT_PATH)),
-        };
-        let keys = Keys::of(&Figment::from(Toml::string(REFERENCE)));
-        for (name, value) in environment(sources) {
-            match keys.parse(&name, &value) {
-                Some(value) => figment = figment.merge(Serialized::default(&name, value)),
-                None => problems.push(format!(
-                    "TASKBELL_{}: there is no such key, or the value has the wrong type",
-                    name.to_uppercase().replace('.', "__")
-                )),
-            }
-        }
-        let raw = match figment.extract::<Raw>() {
-            Ok(raw) => raw,
+        let typed = layers::read(sources, &mut problems);
+        let raw = Figment::from(Serialized::defaults(layers::reference()))
+            .merge(Serialized::globals(&typed))
+            .extract::<raw::Raw>();
+        let config = match raw {
+            Ok(raw) => raw.check(&typed, sources, &mut problems),
             Err(errors) => {
-                // Figment stops at the first error of each kind; its text names key and type.
-                problems.extend(errors.into_iter().map(|error| describe(&error)));
+                // The layers fit the reference, and the reference fits `Raw`: only a build
+                // whose reference and `Raw` disagree comes here.
+                problems
+                    .extend(errors.into_iter().map(|error| format!("{}: is misread", error.path.join("."))));
                 return Err(ConfigError(problems));
             }
         };
-        let config = raw.check(sources, &mut problems);
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
-    }
-}
-
-/// A figment error without the value that it found, which may be a secret.
-fn describe(error: &figment::Error) -> String {
-    use figment::error::Kind;
-    let key = error.path.join(".");
-    match &error.kind {
-        Kind::UnknownField(field, known) => {
-            let key = if key.is_empty() { field } else { &key };
-            format!("{key}: there is no such key; known here are {}", known.join(", "))
-        }
-        Kind::InvalidType(_, wanted) | Kind::InvalidValue(_, wanted) => format!("{key}: must be {wanted}"),
-        Kind::UnknownVariant(_, known) => format!("{key}: must be one of {}", known.join(", ")),
-        Kind::MissingField(field) => format!("{key}.{field}: is missing"),
-        _ => format!("{key}: {error}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Config::load(&Sources { environment, ..Sources::default() })
-    }
-
-    #[test]
-    fn the_reference_file_is_the_defaults() {
-        let config = load(&[]).unwrap();
-        assert_eq!(config.retry, RetryPolicy::default());
-        assert_eq!(config.metrics.task_buckets.len(), 20);
-        assert!(config.database.url.is_none());
-    }
-
-    #[test]
-    fn everything_that_is_wrong_is_named_at_once() {
-        let error = load(&[
-            ("ADCP_ENV", "production"),
-            ("TASKBELL_GUARD__ALLOW_HTTP", "true"),
-            ("TASKBELL_WORKER__DEADLINE", "58s"),
-            ("TASKBELL_WORKER__CONCURRENCY", "0"),
-            ("TASKBELL_WORKER__NONSENSE", "1"),
-            ("TASKBELL_RETRY__HORIZON", "1h"),
-            ("TASKBELL_RETRY__JITTER", "much"),
-            ("TASKBELL_ADMIN__LISTEN", "nowhere"),
-        ])
-        .unwrap_err()
-        .to_string();
-        for key in [
-            "guard.allow_http",
-            "worker.deadline",
-            "worker.concurrency",
-            "TASKBELL_WORKER__NONSENSE",
-            "retry.horizon",
-            "TASKBELL_RETRY__JITTER",
-            "admin.listen",
-            "signing.key_files",
-        ] {
-            assert!(error.contains(key), "{key} is not in: {error}");
-        }
-    }
-
-    #[test]
-    fn a_secret_that_looks_like_a_number_stays_a_secret() {
-        use secrecy::ExposeSecret;
-        let config = load(&[("TASKBELL_DATABASE__URL", "12345")]).unwrap();
-        assert_eq!(config.database.url.as_ref().unwrap().expose_secret(), "12345");
-        assert!(!format!("{config:?}").contains("12345"));
-    }
-
-    #[test]
-    fn what_kubernetes_injects_is_ignored_and_levels_are_read() {
-        let config = load(&[
-            ("TASKBELL_PORT", "tcp://10.0.0.1:9464"),
-            ("TASKBELL_SERVICE_HOST", "10.0.0.1"),
-            ("DATABASE_URL", "postgres://a/b"),
-            ("TASKBELL_METRICS__SLA__CREATE_MEDIA_BUY", "4h"),
-            ("TASKBELL_GUARD__PORTS", "443, 8443"),
-        ])
-        .unwrap();
-        assert_eq!(config.metrics.sla["create_media_buy"], Duration::from_secs(4 * 3600));
-        assert_eq!(config.guard.ports, [443, 8443]);
-        assert!(config.database.url.is_some());
-    }
-
-    #[test]
-    fn production_needs_legacy_schemes_to_be_asked_for() {
-        let key = ("TASKBELL_SIGNING__KEY_FILES", "/k");
-        let config = load(&[("ADCP_ENV", "production"), key]).unwrap();
-        assert_eq!(config.legacy, LegacySchemes { bearer: false, hmac: false });
-        let config = load(&[("ADCP_ENV", "production"), key, ("TASKBELL_LEGACY__HMAC", "true")]).unwrap();
-        assert_eq!(config.legacy, LegacySchemes { bearer: false, hmac: true });
-    }
-
-    #[test]
-    fn an_unknown_key_in_a_file_is_named_with_those_that_are_known() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "[worker]\nconcurency = 5\n").unwrap();
-        let error =
-            Config::load(&Sources { file: Some(file.path().to_owned()), ..Sources::default() }).unwrap_err();
-        assert!(error.to_string().contains("worker.concurency: there is no such key"), "{error}");
     }
 }

@@ -1,276 +1,317 @@
-//! What was typed, and what it means.
+//! What was typed becomes what it means; what cannot be meant is named.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use figment::Figment;
-use figment::providers::{Format, Toml};
-use secrecy::SecretString;
+use figment::value::Dict;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::environment::environment;
-use super::{Config, DEFAULT_PATH, Database, Log, LogFormat, Metrics, Sources};
+use super::{Config, Database, Log, LogFormat, Metrics, Sources};
+use crate::daemon::dsn::Dsn;
+use crate::daemon::telemetry;
+use crate::registry::AdcpEnv;
+use crate::task::TaskType;
 use crate::webhook::LegacySchemes;
 use crate::webhook::guard::GuardPolicy;
 use crate::worker::RetryPolicy;
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Raw {
-    database: RawDatabase,
-    worker: RawWorker,
-    retry: RawRetry,
-    signing: RawSigning,
-    legacy: RawLegacy,
-    guard: RawGuard,
-    http: RawHttp,
-    admin: RawAdmin,
-    metrics: RawMetrics,
-    retention: RawRetention,
-    log: RawLog,
+macro_rules! sections {
+    ($($name:ident { $($field:ident: $type:ty),* $(,)? })*) => {$(
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(super) struct $name { $($field: $type),* }
+    )*};
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawDatabase {
-    url: SecretString,
-    url_file: PathBuf,
-    max_connections: usize,
-    statement_timeout: String,
-    ca_file: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawWorker {
-    concurrency: usize,
-    per_lane: usize,
-    lease: String,
-    deadline: String,
-    linger: String,
-    safety_poll: String,
-    probe: String,
-    grace: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawRetry {
-    horizon: String,
-    schedule: Vec<String>,
-    jitter: f64,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSigning {
-    key_files: Vec<PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLegacy {
-    bearer: bool,
-    hmac: bool,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawGuard {
-    allow_http: bool,
-    allow_private: bool,
-    ports: Vec<u16>,
-    deny: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawHttp {
-    ca_file: PathBuf,
-    user_agent: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawAdmin {
-    listen: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawMetrics {
-    refresh: String,
-    task_types: Vec<String>,
-    task_buckets: Vec<f64>,
-    #[serde(default)]
-    sla: BTreeMap<String, String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawRetention {
-    keep: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLog {
-    format: LogFormat,
-    filter: String,
+sections! {
+    Raw {
+        database: RawDatabase, worker: RawWorker, retry: RawRetry, signing: RawSigning, legacy: RawLegacy,
+        guard: RawGuard, http: RawHttp, admin: RawAdmin, metrics: RawMetrics, retention: RawRetention,
+        log: RawLog,
+    }
+    RawDatabase { url: SecretString, url_file: PathBuf, max_connections: u64, statement_timeout: String, ca_file: PathBuf }
+    RawWorker {
+        concurrency: u64, per_lane: u64, lease: String, deadline: String, linger: String, safety_poll: String,
+        probe: String, grace: String,
+    }
+    RawRetry { horizon: String, schedule: Vec<String>, jitter: f64 }
+    RawSigning { key_files: Vec<PathBuf> }
+    RawLegacy { bearer: bool, hmac: bool }
+    RawGuard { allow_http: bool, allow_private: bool, ports: Vec<u64>, deny: Vec<String> }
+    RawHttp { ca_file: PathBuf, user_agent: String }
+    RawAdmin { listen: String }
+    RawMetrics { refresh: String, task_types: Vec<String>, task_buckets: Vec<f64>, sla: BTreeMap<String, String> }
+    RawRetention { keep: String }
+    RawLog { format: String, filter: String }
 }
 
 impl Raw {
-    /// Means what was typed; collects what cannot be meant.
-    pub(super) fn check(self, sources: &Sources, problems: &mut Vec<String>) -> Config {
-        let mut time = |key: &str, text: &str| match humantime::parse_duration(text) {
-            Ok(duration) => duration,
-            Err(_) => {
-                problems.push(format!("{key}: `{text}` is no duration; write \"30s\", \"5m\", \"24h\""));
-                Duration::ZERO
-            }
-        };
-        let lease = time("worker.lease", &self.worker.lease);
-        let deadline = time("worker.deadline", &self.worker.deadline);
-        let grace = time("worker.grace", &self.worker.grace);
-        let horizon = time("retry.horizon", &self.retry.horizon);
-        let schedule: Vec<Duration> =
-            self.retry.schedule.iter().map(|text| time("retry.schedule", text)).collect();
-        let sla =
-            self.metrics.sla.iter().map(|(name, text)| (name.clone(), time("metrics.sla", text))).collect();
-        let linger = time("worker.linger", &self.worker.linger);
-        let safety_poll = time("worker.safety_poll", &self.worker.safety_poll);
-        let probe = time("worker.probe", &self.worker.probe);
-        let statement_timeout = time("database.statement_timeout", &self.database.statement_timeout);
-        let refresh = time("metrics.refresh", &self.metrics.refresh);
-        let keep = time("retention.keep", &self.retention.keep);
+    /// `typed` is what file and environment say, without the defaults.
+    pub(super) fn check(self, typed: &Dict, sources: &Sources, problems: &mut Vec<String>) -> Config {
+        let mut check = Check { problems };
+        let production =
+            AdcpEnv::parse(sources.environment.get("ADCP_ENV").map(String::as_str)) == AdcpEnv::Production;
 
-        let mut refuse = |wrong: bool, problem: &str| {
-            if wrong {
-                problems.push(problem.to_owned());
-            }
-        };
-        let production = sources.environment.get("ADCP_ENV").is_some_and(|value| value == "production");
-        refuse(
-            deadline + DEADLINE_MARGIN > lease,
-            "worker.deadline: must be at least 5s shorter than worker.lease, or attempts outlive their claim",
-        );
-        refuse(grace >= lease, "worker.grace: must be shorter than worker.lease");
-        refuse(self.worker.concurrency == 0, "worker.concurrency: must be at least 1");
-        refuse(self.worker.per_lane == 0, "worker.per_lane: must be at least 1");
-        refuse(self.database.max_connections < 2, "database.max_connections: must be at least 2");
-        refuse(
-            !(DAY..=DAY * 7).contains(&horizon),
-            "retry.horizon: must be from 24h to 7d (AdCP, delivery_retry_horizon_seconds)",
-        );
-        refuse(schedule.is_empty(), "retry.schedule: must have at least one delay");
-        refuse(schedule.iter().any(Duration::is_zero), "retry.schedule: every delay must be longer than 0");
-        refuse(!(0.0..1.0).contains(&self.retry.jitter), "retry.jitter: must be from 0 to below 1");
-        refuse(safety_poll.is_zero(), "worker.safety_poll: must be longer than 0");
-        refuse(probe < Duration::from_secs(1), "worker.probe: must be at least 1s");
-        refuse(statement_timeout.is_zero(), "database.statement_timeout: must be longer than 0");
-        refuse(refresh < Duration::from_secs(1), "metrics.refresh: must be at least 1s");
-        refuse(keep < DAY, "retention.keep: must be at least 1d");
-        let buckets = &self.metrics.task_buckets;
-        refuse(
-            buckets.is_empty() || buckets.windows(2).any(|pair| pair[0] >= pair[1]),
-            "metrics.task_buckets: must be numbers that grow",
-        );
-        refuse(production && self.guard.allow_http, "guard.allow_http: not with ADCP_ENV=production");
-        refuse(production && self.guard.allow_private, "guard.allow_private: not with ADCP_ENV=production");
-        refuse(
+        let lease = check.time("worker.lease", &self.worker.lease, SECOND..=HOUR);
+        let deadline = check.time("worker.deadline", &self.worker.deadline, TENTH..=HOUR);
+        let grace = check.time("worker.grace", &self.worker.grace, Duration::ZERO..=HOUR);
+        if let (Some(lease), Some(deadline)) = (lease, deadline) {
+            check.refuse(
+                deadline + DEADLINE_MARGIN > lease,
+                "worker.deadline",
+                "must be at least 5s shorter than worker.lease, or attempts outlive their claim",
+            );
+        }
+        if let (Some(lease), Some(grace)) = (lease, grace) {
+            check.refuse(grace >= lease, "worker.grace", "must be shorter than worker.lease");
+        }
+        let linger = check.time("worker.linger", &self.worker.linger, Duration::ZERO..=HOUR);
+        let safety_poll = check.time("worker.safety_poll", &self.worker.safety_poll, TENTH..=HOUR);
+        let probe = check.time("worker.probe", &self.worker.probe, SECOND..=HOUR);
+        let concurrency = check.count("worker.concurrency", self.worker.concurrency, 1..=100_000);
+        let per_lane = check.count("worker.per_lane", self.worker.per_lane, 1..=100_000);
+
+        let horizon = check.time("retry.horizon", &self.retry.horizon, DAY..=DAY * 7);
+        let schedule = self
+            .retry
+            .schedule
+            .iter()
+            .enumerate()
+            .filter_map(|(at, text)| check.time(&format!("retry.schedule[{at}]"), text, TENTH..=DAY * 7));
+        let schedule: Vec<Duration> = schedule.collect();
+        check.refuse(self.retry.schedule.is_empty(), "retry.schedule", "must have at least one delay");
+        check.refuse(!(0.0..1.0).contains(&self.retry.jitter), "retry.jitter", "must be from 0 to below 1");
+
+        check.refuse(
             production && self.signing.key_files.is_empty(),
-            "signing.key_files: ADCP_ENV=production needs a key; make one with `taskbell keys generate`",
+            "signing.key_files",
+            "ADCP_ENV=production needs a key; make one with `taskbell keys generate`",
         );
-        let admin = self.admin.listen.parse().unwrap_or_else(|_| {
-            problems.push("admin.listen: must be an address and a port, like 127.0.0.1:9464".to_owned());
-            SocketAddr::from(([127, 0, 0, 1], 0))
-        });
-        let url = self.database.url(sources, problems);
-        let some = |path: PathBuf| (!path.as_os_str().is_empty()).then_some(path);
+        check.refuse(
+            self.signing.key_files.iter().any(|file| file.as_os_str().is_empty()),
+            "signing.key_files",
+            "must not have an empty path",
+        );
+        let legacy = |scheme: &str, on: bool| on && (!production || says(typed, "legacy", scheme));
+        let legacy = LegacySchemes {
+            bearer: legacy("bearer", self.legacy.bearer),
+            hmac: legacy("hmac", self.legacy.hmac),
+        };
+        let guard = self.guard.check(production, &mut check);
+        check.refuse(
+            self.http.user_agent.is_empty()
+                || !self.http.user_agent.bytes().all(|b| (0x20..0x7f).contains(&b)),
+            "http.user_agent",
+            "must be printable ASCII, and not empty",
+        );
+        let admin = self.admin.listen.parse().ok();
+        check.refuse(admin.is_none(), "admin.listen", "must be an address and a port, like 127.0.0.1:9464");
+        let metrics = self.metrics.check(&mut check);
+        let keep = check.time("retention.keep", &self.retention.keep, DAY..=DAY * 3650);
+        let log = self.log.check(&mut check);
+        let database = self.database.check(sources, &mut check);
+
+        // Whatever was refused stands here as zero or empty; `load` then hands out no `Config`.
         Config {
             production,
-            database: Database {
-                url,
-                max_connections: self.database.max_connections,
-                statement_timeout,
-                ca_file: some(self.database.ca_file),
-            },
-            concurrency: self.worker.concurrency,
-            per_lane: self.worker.per_lane,
-            lease,
-            deadline,
-            linger,
-            safety_poll,
-            probe,
-            grace,
-            horizon,
+            database,
+            concurrency,
+            per_lane,
+            lease: lease.unwrap_or_default(),
+            deadline: deadline.unwrap_or_default(),
+            linger: linger.unwrap_or_default(),
+            safety_poll: safety_poll.unwrap_or_default(),
+            probe: probe.unwrap_or_default(),
+            grace: grace.unwrap_or_default(),
+            horizon: horizon.unwrap_or_default(),
             retry: RetryPolicy { schedule, jitter: self.retry.jitter },
             key_files: self.signing.key_files,
-            legacy: LegacySchemes {
-                bearer: self.legacy.bearer && legacy_allowed(production, "bearer", sources),
-                hmac: self.legacy.hmac && legacy_allowed(production, "hmac", sources),
-            },
-            guard: GuardPolicy {
-                allow_http: self.guard.allow_http,
-                allow_private: self.guard.allow_private,
-                ports: self.guard.ports,
-                deny: self.guard.deny.iter().map(|host| host.to_ascii_lowercase()).collect(),
-            },
+            legacy,
+            guard,
             http_ca_file: some(self.http.ca_file),
             user_agent: self.http.user_agent,
-            admin,
-            metrics: Metrics {
-                refresh,
-                task_types: self.metrics.task_types,
-                task_buckets: self.metrics.task_buckets,
-                sla,
-            },
-            keep,
-            log: Log { format: self.log.format, filter: self.log.filter },
+            admin: admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))),
+            metrics,
+            keep: keep.unwrap_or_default(),
+            log,
         }
     }
 }
 
-/// In production a legacy scheme is on only if a file or the environment says so; the compiled-in
-/// default does not count.
-fn legacy_allowed(production: bool, scheme: &str, sources: &Sources) -> bool {
-    let key = format!("legacy.{scheme}");
-    let in_environment = environment(sources).any(|(name, _)| name == key);
-    let file = match &sources.file {
-        Some(file) => Figment::from(Toml::file(file)),
-        None => Figment::from(Toml::file(DEFAULT_PATH)),
-    };
-    !production || in_environment || file.find_value(&key).is_ok()
+impl RawGuard {
+    fn check(self, production: bool, check: &mut Check<'_>) -> GuardPolicy {
+        const PRODUCTION: &str = "is for development: not with ADCP_ENV=production";
+        check.refuse(production && self.allow_http, "guard.allow_http", PRODUCTION);
+        check.refuse(production && self.allow_private, "guard.allow_private", PRODUCTION);
+        let ports: Vec<u16> =
+            self.ports.iter().filter_map(|port| u16::try_from(*port).ok().filter(|port| *port > 0)).collect();
+        check.refuse(ports.len() != self.ports.len(), "guard.ports", "must be ports from 1 to 65535");
+        let deny = self.deny.iter().enumerate().filter_map(|(at, host)| {
+            let parsed = url::Host::parse(host.trim_start_matches('.'));
+            let wrong = host.contains('*') || parsed.is_err();
+            check.refuse(
+                wrong,
+                &format!("guard.deny[{at}]"),
+                "must be a host, which hosts below it follow; no scheme, port, path or `*`",
+            );
+            parsed.ok().map(|host| host.to_string())
+        });
+        let deny = deny.collect();
+        GuardPolicy { allow_http: self.allow_http, allow_private: self.allow_private, ports, deny }
+    }
+}
+
+impl RawMetrics {
+    fn check(self, check: &mut Check<'_>) -> Metrics {
+        let refresh = check.time("metrics.refresh", &self.refresh, SECOND..=HOUR);
+        for (at, name) in self.task_types.iter().enumerate() {
+            check.refuse(
+                name == "other" || TaskType::parse(name.as_str()).is_err(),
+                &format!("metrics.task_types[{at}]"),
+                "must be a task type: printable ASCII without spaces, and not `other`",
+            );
+        }
+        let finite = self.task_buckets.iter().all(|bound| bound.is_finite() && *bound > 0.0);
+        let grow = self.task_buckets.windows(2).all(|pair| pair[0] < pair[1]);
+        check.refuse(
+            self.task_buckets.is_empty() || !finite || !grow,
+            "metrics.task_buckets",
+            "must be seconds above 0, each more than the one before",
+        );
+        let sla = self.sla.iter().filter_map(|(name, text)| {
+            let key = format!("metrics.sla.{name}");
+            let known = TaskType::parse(name.as_str()).is_ok_and(|kind| kind.is_known())
+                || self.task_types.contains(name);
+            check.refuse(!known, &key, "is no AdCP task type; add it to metrics.task_types if it is yours");
+            Some((name.clone(), check.time(&key, text, SECOND..=DAY * 3650)?))
+        });
+        let sla = sla.collect();
+        Metrics {
+            refresh: refresh.unwrap_or_default(),
+            task_types: self.task_types,
+            task_buckets: self.task_buckets,
+            sla,
+        }
+    }
+}
+
+impl RawLog {
+    fn check(self, check: &mut Check<'_>) -> Log {
+        let format = match self.format.as_str() {
+            "auto" => Some(LogFormat::Auto),
+            "text" => Some(LogFormat::Text),
+            "json" => Some(LogFormat::Json),
+            _ => None,
+        };
+        check.refuse(format.is_none(), "log.format", "must be auto, text or json");
+        check.refuse(
+            telemetry::filter(&self.filter).is_err(),
+            "log.filter",
+            "must be a filter like info or taskbell=debug,warn",
+        );
+        Log { format: format.unwrap_or(LogFormat::Auto), filter: self.filter }
+    }
 }
 
 impl RawDatabase {
-    /// The flag, then the file, then the key, then `DATABASE_URL`.
-    fn url(&self, sources: &Sources, problems: &mut Vec<String>) -> Option<SecretString> {
-        use secrecy::ExposeSecret;
-        if let Some(url) = &sources.database_url {
-            return Some(url.as_str().into());
+    fn check(self, sources: &Sources, check: &mut Check<'_>) -> Database {
+        let max_connections = check.count("database.max_connections", self.max_connections, 2..=1000);
+        // Postgres takes milliseconds, and 0 for no limit.
+        let statement_timeout =
+            check.time("database.statement_timeout", &self.statement_timeout, TENTH..=HOUR);
+        let url = self.url(sources, check);
+        if let Some(Err(error)) = url.as_ref().map(|url| Dsn::parse(url.expose_secret())) {
+            check.refuse(true, "database.url", &error.to_string());
         }
-        let (typed, file) = (self.url.expose_secret(), &self.url_file);
-        match (typed.is_empty(), file.as_os_str().is_empty()) {
-            (false, false) => {
-                problems.push("database.url, database.url_file: give one of them, not both".to_owned());
+        Database {
+            url,
+            max_connections,
+            statement_timeout: statement_timeout.unwrap_or_default(),
+            ca_file: some(self.ca_file),
+        }
+    }
+
+    /// The flag; else the key or its file; else `DATABASE_URL`. What is empty says nothing.
+    fn url(&self, sources: &Sources, check: &mut Check<'_>) -> Option<SecretString> {
+        let given = |url: Option<&String>| Some(SecretString::from(url?.trim())).filter(|url| !is_empty(url));
+        if let Some(url) = given(sources.database_url.as_ref()) {
+            return Some(url);
+        }
+        match (is_empty(&self.url), some(self.url_file.clone())) {
+            (false, Some(_)) => {
+                check.refuse(true, "database.url, database.url_file", "give one of them, not both");
                 None
             }
-            (false, true) => Some(self.url.clone()),
-            (true, false) => match std::fs::read_to_string(file) {
-                Ok(text) => Some(text.trim().into()),
+            (false, None) => Some(self.url.clone()),
+            (true, Some(file)) => match std::fs::read_to_string(&file) {
+                Ok(text) => {
+                    let url = given(Some(&text));
+                    check.refuse(url.is_none(), "database.url_file", &format!("{} is empty", file.display()));
+                    url
+                }
                 Err(error) => {
-                    problems.push(format!("database.url_file: {} cannot be read: {error}", file.display()));
+                    let problem = format!("{} cannot be read: {error}", file.display());
+                    check.refuse(true, "database.url_file", &problem);
                     None
                 }
             },
-            (true, true) => sources.environment.get("DATABASE_URL").map(|url| url.as_str().into()),
+            (true, None) => given(sources.environment.get("DATABASE_URL")),
         }
     }
 }
 
+/// Collects what is wrong, by key.
+struct Check<'a> {
+    problems: &'a mut Vec<String>,
+}
+
+impl Check<'_> {
+    fn refuse(&mut self, wrong: bool, key: &str, problem: &str) {
+        if wrong {
+            self.problems.push(format!("{key}: {problem}"));
+        }
+    }
+
+    /// A duration inside its range. One that was refused takes part in no further check.
+    fn time(&mut self, key: &str, text: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
+        let read = humantime::parse_duration(text).ok();
+        let inside = read.filter(|duration| range.contains(duration));
+        let (least, most) =
+            (humantime::format_duration(*range.start()), humantime::format_duration(*range.end()));
+        match (read, inside) {
+            (None, _) => self.refuse(true, key, "must be a duration, such as \"30s\", \"5m\" or \"24h\""),
+            (_, None) => self.refuse(true, key, &format!("must be from {least} to {most}")),
+            _ => {}
+        }
+        inside
+    }
+
+    fn count(&mut self, key: &str, count: u64, range: RangeInclusive<u64>) -> usize {
+        let problem = format!("must be from {} to {}", range.start(), range.end());
+        self.refuse(!range.contains(&count), key, &problem);
+        usize::try_from(count).unwrap_or(usize::MAX)
+    }
+}
+
+fn says(typed: &Dict, section: &str, key: &str) -> bool {
+    typed.get(section).and_then(|section| section.as_dict()).is_some_and(|section| section.contains_key(key))
+}
+
+fn some(path: PathBuf) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
+fn is_empty(secret: &SecretString) -> bool {
+    secret.expose_secret().is_empty()
+}
+
+const TENTH: Duration = Duration::from_millis(100);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 /// Between the end of an attempt and the end of its lease: time to settle.
 const DEADLINE_MARGIN: Duration = Duration::from_secs(5);
