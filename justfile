@@ -9,13 +9,17 @@ dev *ARGS:
     cargo run --release -- dev {{ARGS}}
 
 test *ARGS:
-    cargo test {{ARGS}}
+    cargo test --locked {{ARGS}}
 
 lint:
     cargo fmt --check
-    cargo clippy --all-targets -- -D warnings
-    cargo clippy --no-default-features --lib -- -D warnings
+    cargo clippy --locked --all-targets -- -D warnings
+    cargo clippy --locked --no-default-features --lib -- -D warnings
 
-# Needs cargo-deny; advisories need the network.
+# Needs cargo-deny.
 deny:
-    cargo deny check
+    cargo deny --locked --all-features check bans licenses sources
+
+# Also known vulnerabilities, for which cargo-deny fetches its database.
+advisories:
+    cargo deny --locked --all-features check

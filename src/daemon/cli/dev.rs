@@ -23,7 +23,7 @@ use super::receive::{self, Arrival};
 use super::stop_on_signal;
 use crate::daemon::config::{Config, Sources};
 use crate::daemon::database::Connector;
-use crate::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres, usable_directory};
+use crate::daemon::embedded::{self, EmbeddedOptions, EmbeddedPostgres, usable_directory};
 use crate::daemon::{run, telemetry};
 use crate::migrations;
 use crate::registry::{NewTask, PostgresTaskRegistry, Scope, TaskRegistry};
@@ -88,9 +88,8 @@ impl Dev {
 
     fn start_server(&self) -> anyhow::Result<(EmbeddedPostgres, String)> {
         let directory = usable_directory(&self.directory)?;
-        if self.fresh && directory.exists() {
-            std::fs::remove_dir_all(&directory)
-                .with_context(|| format!("{} cannot be cleared", directory.display()))?;
+        if self.fresh {
+            embedded::clear(&directory)?;
         }
         let port = match self.port {
             Some(port) => port,

@@ -3,6 +3,7 @@
 pub mod receiver;
 pub mod tls;
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,8 +12,9 @@ use deadpool_postgres::Pool;
 use secrecy::SecretString;
 use taskbell::daemon::config::Database;
 use taskbell::daemon::database::Connector;
-use taskbell::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres};
+use taskbell::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres, usable_directory};
 use taskbell::migrations;
+use tempfile::TempDir;
 use tokio_postgres::Client;
 
 /// The server ends and its directory goes when this process does, however it ends: see
@@ -20,7 +22,7 @@ use tokio_postgres::Client;
 fn cluster() -> &'static EmbeddedPostgres {
     static CLUSTER: OnceLock<EmbeddedPostgres> = OnceLock::new();
     CLUSTER.get_or_init(|| {
-        let directory = std::env::temp_dir().join(format!("taskbell-test-{}", std::process::id()));
+        let directory = scratch("taskbell-test-").keep();
         EmbeddedPostgres::start(&EmbeddedOptions {
             directory,
             durable: false,
@@ -32,6 +34,15 @@ fn cluster() -> &'static EmbeddedPostgres {
         })
         .expect("a PostgreSQL server for the tests")
     })
+}
+
+/// A new directory that the server's user can reach, as root too.
+pub fn scratch(prefix: &str) -> TempDir {
+    let wanted = std::env::temp_dir();
+    let usable = usable_directory(&wanted.join("taskbell-test-000000")).unwrap();
+    let parent = if usable.starts_with(wanted.canonicalize().unwrap()) { wanted } else { "/tmp".into() };
+    let open = std::fs::Permissions::from_mode(0o755);
+    tempfile::Builder::new().prefix(prefix).permissions(open).tempdir_in(parent).unwrap()
 }
 
 /// A database of one test's own.
