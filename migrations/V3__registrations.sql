@@ -16,7 +16,7 @@ CREATE FUNCTION taskbell.lane_of(url text) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
     SELECT p[1] || '://' || rtrim(p[2], '.') || ':' || coalesce(nullif(ltrim(p[3], ':'), ''),
            CASE p[1] WHEN 'https' THEN '443' ELSE '80' END)
-    FROM regexp_match(lower(url), '^(https?)://(\[[^]/?#]*\]|[^]\[:/?#]*)(:[0-9]*)?(?:[/?#]|$)') AS p
+    FROM regexp_match(lower(url), '^(https?)://(\[[0-9a-f:.]+\]|[^]\[:/?#]*)(:[0-9]*)?(?:[/?#]|$)') AS p
 $$;
 
 CREATE FUNCTION taskbell.register_webhook(
@@ -66,7 +66,7 @@ BEGIN
     authority := substring(address from '^[^:]+://([^/?#]*)');
     IF authority LIKE '%@%' THEN
         PERFORM taskbell.refuse_registration('url', 'must not carry a user name or password');
-    ELSIF authority ~ '^(:|$)' OR taskbell.lane_of(address) IS NULL
+    ELSIF authority ~ '^[.]?(:|$)' OR authority ~ '([.][.]|^[.])' OR taskbell.lane_of(address) IS NULL
           OR coalesce(substring(authority from ':([0-9]+)$')::numeric, 0) > 65535 THEN
         PERFORM taskbell.refuse_registration('url', 'has no host that can be called');
     END IF;
@@ -95,13 +95,15 @@ BEGIN
             PERFORM taskbell.refuse_registration('authentication.credentials', 'must be a string');
         ELSIF char_length(auth ->> 'credentials') < 32 THEN
             PERFORM taskbell.refuse_registration('authentication.credentials', 'must have at least 32 characters');
-        ELSIF auth ->> 'credentials' ~ '[\r\n]' THEN
-            PERFORM taskbell.refuse_registration('authentication.credentials', 'must not have CR, LF or NUL');
+        ELSIF auth ->> 'credentials' ~ '[\x01-\x1f\x7f]' THEN
+            PERFORM taskbell.refuse_registration('authentication.credentials', 'must not have control characters');
         ELSIF jsonb_typeof(auth -> 'schemes') IS DISTINCT FROM 'array' OR jsonb_array_length(auth -> 'schemes') <> 1
               OR jsonb_typeof(auth -> 'schemes' -> 0) <> 'string' THEN
             PERFORM taskbell.refuse_registration('authentication.schemes', 'must be an array of exactly one scheme');
         ELSIF auth -> 'schemes' ->> 0 NOT IN ('Bearer', 'HMAC-SHA256') THEN
             PERFORM taskbell.refuse_registration('authentication.schemes', 'must be ["Bearer"] or ["HMAC-SHA256"]');
+        ELSIF auth -> 'schemes' ->> 0 = 'HMAC-SHA256' AND auth ->> 'credentials' ~ '^(.)\1*$' THEN
+            PERFORM taskbell.refuse_registration('authentication.credentials', 'must not be one character over and over');
         END IF;
     END IF;
 

@@ -101,7 +101,7 @@ pub fn publish(version: &'static str) {
 pub const OUTBOX_STATES: [&str; 4] = ["pending", "in_flight", "expired", "invalid"];
 
 fn outcomes() -> impl Iterator<Item = &'static str> {
-    std::iter::once("delivered").chain(FailureReason::ALL.into_iter().map(FailureReason::as_str))
+    std::iter::once("delivered").chain(FailureReason::ALL.iter().map(|reason| reason.as_str()))
 }
 
 /// Bounds task types to a closed set of labels.

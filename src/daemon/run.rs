@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
 
 use super::admin::{self, Admin};
 use super::config::Config;
@@ -21,7 +22,7 @@ use crate::metrics as names;
 use crate::migrations;
 use crate::outbox::NativeOutbox;
 use crate::task::UrlSchemes;
-use crate::webhook::{KeyRing, Sender, SenderSettings, SigningKey};
+use crate::webhook::{KeyRing, Sender, SenderOptions, Signer, SigningKey};
 use crate::worker::{Worker, WorkerSettings, World};
 
 /// Runs until `stop` is cancelled. `ready` is told the admin listener's address once the
@@ -44,10 +45,11 @@ pub async fn run(
     let metrics = install_metrics(&config)?;
     let pool = connector.pool()?;
     let jwks = Arc::new(keys.jwks());
-    if keys.signer().is_none() {
+    if keys.signing().is_none() {
         tracing::warn!("no signing key: webhooks without legacy authentication wait until there is one");
     }
-    let sender = sender(&config, keys)?;
+    let sender = sender(&config)?;
+    let signer = Arc::new(Signer::new(keys, config.legacy));
     let schemes = if config.guard.allow_http { UrlSchemes::AllowHttp } else { UrlSchemes::HttpsOnly };
     let outbox = Arc::new(NativeOutbox::new(pool.clone(), config.lease, config.horizon, schemes));
     let types = names::TaskTypes::new(config.metrics.task_types.iter().cloned());
@@ -75,6 +77,7 @@ pub async fn run(
         outbox,
         Arc::new(RealWorld),
         sender,
+        signer,
         doorbell,
         wakes,
         WorkerSettings {
@@ -83,6 +86,7 @@ pub async fn run(
             linger: config.linger,
             safety_poll: config.safety_poll,
             grace: config.grace,
+            deadline: config.deadline,
             retry: config.retry.clone(),
             task_types: types,
         },
@@ -117,8 +121,9 @@ pub async fn run(
 pub fn read_keys(files: &[PathBuf]) -> anyhow::Result<KeyRing> {
     let keys = files.iter().map(|file| {
         let text = std::fs::read_to_string(file)
+            .map(Zeroizing::new)
             .with_context(|| format!("signing.key_files: {} cannot be read", file.display()))?;
-        SigningKey::parse(&text.into()).with_context(|| format!("signing.key_files: {}", file.display()))
+        SigningKey::parse(&text, None).with_context(|| format!("signing.key_files: {}", file.display()))
     });
     Ok(KeyRing::new(keys.collect::<anyhow::Result<_>>()?)?)
 }
@@ -127,16 +132,15 @@ pub fn read_keys(files: &[PathBuf]) -> anyhow::Result<KeyRing> {
 ///
 /// # Errors
 /// The trusted certificates cannot be read, or the HTTP client cannot be built.
-pub fn sender(config: &Config, keys: KeyRing) -> anyhow::Result<Sender> {
+pub fn sender(config: &Config) -> anyhow::Result<Sender> {
     let tls = tls_config(config.http_ca_file.as_deref()).context("http.ca_file")?;
-    let settings = SenderSettings {
-        guard: config.guard.clone(),
-        legacy: config.legacy,
-        deadline: config.deadline,
-        idle_per_host: config.per_lane.max(config.concurrency),
+    let options = SenderOptions {
+        // With fewer, most requests of a busy lane would pay for a handshake.
+        max_idle_per_host: config.per_lane.max(config.concurrency),
         user_agent: config.user_agent.clone(),
+        ..SenderOptions::default()
     };
-    Ok(Sender::new(tls, keys, settings)?)
+    Ok(Sender::new(tls, config.guard.clone(), &options)?)
 }
 
 async fn check_schema(connector: &Connector) -> anyhow::Result<()> {

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     /// What the AdCP Python SDK 9.2.0 stores for given results.
-    const VECTORS: &str = include_str!("../../tests/vectors/credential_stripping.json");
+    const VECTORS: &str = include_str!("../../tests/vectors/credential-stripping.json");
 
     #[test]
     fn results_are_stripped_as_the_python_sdk_strips_them() {

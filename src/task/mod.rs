@@ -4,9 +4,10 @@
 //! been parsed: no stage after the first checks an identifier again.
 
 mod id;
-mod registration;
-mod state;
 mod kind;
+mod state;
+mod registration;
+mod target;
 
 pub use id::{AccountId, IdError, TaskId};
 pub use kind::{TaskType, protocol_of, task_types};
@@ -14,3 +15,6 @@ pub use registration::{
     Authentication, CallbackUrl, OperationId, Registration, RegistrationError, UrlSchemes,
 };
 pub use state::{Open, TaskState, Terminal, UnknownState};
+#[cfg(feature = "daemon")]
+pub(crate) use target::canonicalize;
+pub use target::{Target, TargetError};

@@ -10,6 +10,8 @@ use std::fmt;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
+use super::Target;
+
 /// A buyer's callback for one task, fixed when the task is issued.
 #[derive(Debug, Clone)]
 pub struct Registration {
@@ -44,7 +46,10 @@ pub enum UrlSchemes {
 
 /// An absolute callback URL, kept as the buyer wrote it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct CallbackUrl(String);
+pub struct CallbackUrl {
+    text: String,
+    target: Target,
+}
 
 /// The buyer's own correlation id: `^[A-Za-z0-9_.:-]{1,255}$`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,13 +147,16 @@ impl Authentication {
         if credentials.chars().count() < 32 {
             return refuse("authentication.credentials", "must have at least 32 characters");
         }
-        if credentials.contains(['\r', '\n', '\0']) {
-            return refuse("authentication.credentials", "must not have CR, LF or NUL");
+        if credentials.chars().any(|c| c.is_ascii_control()) {
+            return refuse("authentication.credentials", "must not have control characters");
         }
         let secret = SecretString::from(credentials);
         match members.get("schemes").and_then(Value::as_array).map(Vec::as_slice) {
             Some([Value::String(scheme)]) => match scheme.as_str() {
                 "Bearer" => Ok(Self::Bearer(secret)),
+                "HMAC-SHA256" if is_one_character(credentials) => {
+                    refuse("authentication.credentials", "must not be one character over and over")
+                }
                 "HMAC-SHA256" => Ok(Self::HmacSha256(secret)),
                 _ => refuse("authentication.schemes", "must be [\"Bearer\"] or [\"HMAC-SHA256\"]"),
             },
@@ -184,24 +192,36 @@ impl CallbackUrl {
         if authority.contains('@') {
             return refuse("must not carry a user name or password");
         }
-        match url::Url::parse(text) {
-            Ok(url) if !authority.is_empty() && url.has_host() => Ok(Self(text.to_owned())),
-            _ => refuse("has no host that can be called"),
+        match Target::parse(text) {
+            Ok(target) => Ok(Self { text: text.to_owned(), target }),
+            Err(_) => refuse("has no host that can be called"),
         }
+    }
+
+    /// What is signed and sent for it.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
     }
 
     /// The URL, query included: a secret as soon as it is shown to anybody.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 }
 
 impl fmt::Debug for CallbackUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let end = self.0.find(['?', '#']).unwrap_or(self.0.len());
-        write!(f, "CallbackUrl({})", &self.0[..end])
+        let end = self.text.find(['?', '#']).unwrap_or(self.text.len());
+        write!(f, "CallbackUrl({})", &self.text[..end])
     }
+}
+
+/// A secret that meets the length and is no secret (AdCP security, secret entropy).
+fn is_one_character(secret: &str) -> bool {
+    let mut characters = secret.chars();
+    characters.next().is_some_and(|first| characters.all(|other| other == first))
 }
 
 impl OperationId {

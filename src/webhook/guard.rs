@@ -1,151 +1,184 @@
-//! Refuses destinations inside the network: checked where the connection is made.
+//! Keeps webhooks out of networks that a buyer must not reach through us (SSRF).
 //!
-//! Every DNS answer is checked inside the resolver that the HTTP client connects with, so the
-//! address that was checked is the address that is called, and a name that changes its answer
-//! between two look-ups gains nothing. Address literals never reach a resolver: the URL itself
-//! is checked before every attempt. One bad answer refuses the whole name.
+//! Two places check, and both are needed. [`GuardPolicy::check_url`] looks at what the URL itself
+//! says, because an address literal never reaches a resolver. [`Resolver`] checks every address
+//! of a DNS answer and hands only checked ones to the connection, so that nothing is resolved
+//! again between check and use. A pooled connection skips the resolver: one policy, one client.
+//!
+//! The refused ranges are the union of AdCP's webhook URL validation, its conformance runner and
+//! both SDKs: for IPv6 everything but global unicast, which covers mapped IPv4 too.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
-use url::Host;
+use url::{Host, Url};
 
-use super::target::Target;
-
-/// What may be called.
+/// What may be called. The default is what production wants.
 #[derive(Debug, Clone, Default)]
 pub struct GuardPolicy {
-    /// Plain http too. Only for development.
+    /// Whether `http` URLs may be called; development only.
     pub allow_http: bool,
-    /// Loopback and private networks too. Only for development.
+    /// Whether loopback and private addresses may be called; development only. Everything else
+    /// that is refused, the metadata services of clouds above all, stays refused.
     pub allow_private: bool,
-    /// Only these ports; any when empty.
-    pub ports: Vec<u16>,
-    /// Never these hosts, nor hosts below them.
-    pub deny: Vec<String>,
-}
-
-/// A URL or an address that must not be called.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum GuardError {
-    /// Not https.
-    #[error("plain http is not allowed")]
-    Scheme,
-    /// A port outside the list.
-    #[error("the port is not allowed")]
-    Port,
-    /// A host on the deny list, or one that names a cloud's metadata service.
-    #[error("the host is not allowed")]
-    Host,
-    /// A literal address inside the network.
-    #[error("the address is reserved or private")]
-    Literal,
-    /// A DNS answer inside the network.
-    #[error("the host resolves to an address that is reserved or private")]
-    Answer,
+    /// The only ports that may be called; `None` means any.
+    pub ports: Option<Vec<u16>>,
+    /// Networks refused in addition.
+    pub deny: Vec<IpNet>,
+    /// Hosts refused in addition, with every host below them; lower case, A-labels.
+    pub deny_hosts: Vec<String>,
 }
 
 impl GuardPolicy {
-    /// Checks what can be checked without asking DNS.
+    /// Checks what the URL itself says: scheme, port, host name, address literal.
     ///
     /// # Errors
-    /// [`GuardError`], for good: the URL will never be allowed.
-    pub fn check(&self, target: &Target) -> Result<(), GuardError> {
-        if !target.is_https() && !self.allow_http {
-            return Err(GuardError::Scheme);
+    /// [`AddressRefused`]; another attempt would be refused too.
+    pub fn check_url(&self, url: &Url) -> Result<(), AddressRefused> {
+        match url.scheme() {
+            "https" => {}
+            "http" if self.allow_http => {}
+            _ => return Err(AddressRefused::Scheme),
         }
-        if !self.ports.is_empty() && !self.ports.contains(&target.port()) {
-            return Err(GuardError::Port);
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(AddressRefused::UserInfo);
         }
-        match target.host() {
-            Host::Ipv4(address) if !self.allows(IpAddr::V4(*address)) => Err(GuardError::Literal),
-            Host::Ipv6(address) if !self.allows(IpAddr::V6(*address)) => Err(GuardError::Literal),
-            Host::Domain(name) if METADATA_HOSTS.contains(&name.as_str()) => Err(GuardError::Host),
-            host => {
-                let host = host.to_string();
-                let denied = |entry: &String| {
-                    host == *entry
-                        || host.strip_suffix(entry.as_str()).is_some_and(|rest| rest.ends_with('.'))
-                };
-                if self.deny.iter().any(denied) { Err(GuardError::Host) } else { Ok(()) }
-            }
+        if let Some(ports) = &self.ports
+            && !url.port_or_known_default().is_some_and(|port| ports.contains(&port))
+        {
+            return Err(AddressRefused::Port);
+        }
+        match url.host() {
+            Some(Host::Ipv4(ip)) => self.check_ip(IpAddr::V4(ip)),
+            Some(Host::Ipv6(ip)) => self.check_ip(IpAddr::V6(ip)),
+            Some(Host::Domain(name)) => self.check_name(name),
+            None => Err(AddressRefused::Name),
         }
     }
 
-    /// Whether an address may be called.
-    #[must_use]
-    pub fn allows(&self, address: IpAddr) -> bool {
-        is_public(address) || (self.allow_private && is_private(address))
+    /// Checks one address.
+    ///
+    /// # Errors
+    /// [`AddressRefused::Address`].
+    pub fn check_ip(&self, ip: IpAddr) -> Result<(), AddressRefused> {
+        let refused = Err(AddressRefused::Address);
+        if METADATA.contains(&ip) || self.deny.iter().any(|net| net.contains(&ip)) {
+            return refused;
+        }
+        if self.allow_private && PRIVATE.iter().any(|net| net.contains(&ip)) {
+            return Ok(());
+        }
+        let reachable = match ip {
+            IpAddr::V4(ip) => !REFUSED_V4.iter().any(|net| net.contains(&ip)),
+            IpAddr::V6(ip) => GLOBAL_V6.contains(&ip) && !REFUSED_V6.iter().any(|net| net.contains(&ip)),
+        };
+        if reachable { Ok(()) } else { refused }
+    }
+
+    /// Names that never leave the machine or the cloud's own network. `localhost` is refused
+    /// here and not left to DNS, so that it counts as the URL's fault.
+    fn check_name(&self, name: &str) -> Result<(), AddressRefused> {
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let within =
+            |host: &str| name == host || name.strip_suffix(host).is_some_and(|sub| sub.ends_with('.'));
+        if METADATA_NAMES.contains(&name.as_str())
+            || (within("localhost") && !self.allow_private)
+            || self.deny_hosts.iter().any(|host| within(host))
+        {
+            return Err(AddressRefused::Name);
+        }
+        Ok(())
     }
 }
 
-/// Whether an address belongs to the public internet (IANA special-purpose registries).
-///
-/// IPv6 is allowed only inside global unicast, without the ranges that carry an IPv4 address
-/// inside (6to4, Teredo) or document things; mapped and NAT64 forms are outside it anyway.
-#[must_use]
-pub fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => !REFUSED_V4.iter().any(|net| net.contains(&address)),
-        IpAddr::V6(address) => {
-            GLOBAL_V6.contains(&address) && !REFUSED_V6.iter().any(|net| net.contains(&address))
-        }
-    }
-}
-
-fn is_private(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => {
-            address.is_loopback() || (address.is_private() && !METADATA_V4.contains(&address))
-        }
-        IpAddr::V6(address) => address.is_loopback() || (address.is_unique_local() && address != METADATA_V6),
-    }
-}
-
-/// Resolves names and refuses those with a bad answer; the client connects to what it returns.
-#[derive(Clone)]
-pub struct GuardedResolver {
+/// Resolves names for the HTTP client and refuses the whole name when one address is bad.
+#[derive(Debug, Clone)]
+pub struct Resolver {
     policy: Arc<GuardPolicy>,
+    /// A lookup occupies a thread until the system gives up, and cannot be cancelled.
     lookups: Arc<Semaphore>,
 }
 
-impl GuardedResolver {
-    /// A resolver under a policy.
+impl Resolver {
+    /// A resolver that runs at most `lookups` lookups at a time.
     #[must_use]
-    pub fn new(policy: GuardPolicy) -> Self {
-        Self { policy: Arc::new(policy), lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
+    pub fn new(policy: Arc<GuardPolicy>, lookups: usize) -> Self {
+        Self { policy, lookups: Arc::new(Semaphore::new(lookups.max(1))) }
+    }
+
+    async fn addresses(&self, name: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+        let permit = Arc::clone(&self.lookups).acquire_owned().await.map_err(|_| ResolveError::Closed)?;
+        let host = name.to_owned();
+        // In a task of its own: the permit is held until the thread is free, also when the
+        // attempt that asked has run out of time.
+        let lookup = tokio::spawn(async move {
+            let found = tokio::net::lookup_host((host.as_str(), 0)).await.map(Iterator::collect::<Vec<_>>);
+            drop(permit);
+            found
+        });
+        let found = lookup.await.map_err(|_| ResolveError::Closed)?.map_err(ResolveError::Lookup)?;
+        self.vet(found)
+    }
+
+    fn vet(&self, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, ResolveError> {
+        if found.is_empty() {
+            return Err(ResolveError::Empty);
+        }
+        for address in &found {
+            self.policy.check_ip(address.ip()).map_err(ResolveError::Refused)?;
+        }
+        Ok(found)
     }
 }
 
-impl Resolve for GuardedResolver {
+impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let this = self.clone();
         Box::pin(async move {
-            // getaddrinfo blocks a thread and cannot be cancelled: bound how many may hang.
-            let _permit = this.lookups.acquire().await?;
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            if addresses.iter().any(|address| !this.policy.allows(address.ip())) {
-                return Err(GuardError::Answer.into());
-            }
-            Ok(Box::new(addresses.into_iter()) as Addrs)
+            let found = this.addresses(name.as_str()).await?;
+            Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
 }
 
-const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
-    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
+/// Why a destination must not be called. Tells nothing about the network behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AddressRefused {
+    /// Not `https`.
+    #[error("only https may be called")]
+    Scheme,
+    /// A user name or password in the URL.
+    #[error("a URL with a user name or password may not be called")]
+    UserInfo,
+    /// A port outside the configured list.
+    #[error("this port may not be called")]
+    Port,
+    /// A name that only means something inside.
+    #[error("this host may not be called")]
+    Name,
+    /// An address inside a refused network.
+    #[error("this address may not be called")]
+    Address,
 }
 
-const fn v6(a: u16, b: u16, prefix: u8) -> Ipv6Net {
-    Ipv6Net::new_assert(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0), prefix)
+/// Why a name gave no address to connect to; found by type in the client's error chain.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ResolveError {
+    #[error("the DNS answer was refused")]
+    Refused(#[source] AddressRefused),
+    #[error("the DNS lookup failed")]
+    Lookup(#[source] std::io::Error),
+    #[error("the DNS answer was empty")]
+    Empty,
+    #[error("the resolver is shutting down")]
+    Closed,
 }
 
-/// The union of what the AdCP spec and its SDKs refuse.
-const REFUSED_V4: [Ipv4Net; 18] = [
+/// IANA's special-purpose IPv4 ranges.
+const REFUSED_V4: &[Ipv4Net] = &[
     v4(0, 0, 0, 0, 8),
     v4(10, 0, 0, 0, 8),
     v4(100, 64, 0, 0, 10),
@@ -165,89 +198,148 @@ const REFUSED_V4: [Ipv4Net; 18] = [
     v4(224, 0, 0, 0, 4),
     v4(240, 0, 0, 0, 4),
 ];
-const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 3);
-const REFUSED_V6: [Ipv6Net; 4] =
-    [v6(0x2001, 0, 23), v6(0x2001, 0xdb8, 32), v6(0x2002, 0, 16), v6(0x3fff, 0, 20)];
-/// Cloud metadata services, refused even where private networks are allowed.
-const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(192, 0, 0, 192)];
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-const METADATA_HOSTS: [&str; 3] = ["metadata.google.internal", "metadata", "metadata.packet.net"];
-/// Look-ups at once.
-const MAX_LOOKUPS: usize = 32;
+
+/// The only IPv6 space that is handed out to hosts of the Internet (RFC 4291 §2.4).
+const GLOBAL_V6: Ipv6Net = v6([0x2000, 0], 3);
+
+/// Within it: protocol assignments, documentation, 6to4 (which embeds IPv4), documentation.
+const REFUSED_V6: &[Ipv6Net] =
+    &[v6([0x2001, 0], 23), v6([0x2001, 0xdb8], 32), v6([0x2002, 0], 16), v6([0x3fff, 0], 20)];
+
+/// What `allow_private` opens.
+const PRIVATE: &[IpNet] = &[
+    IpNet::V4(v4(10, 0, 0, 0, 8)),
+    IpNet::V4(v4(127, 0, 0, 0, 8)),
+    IpNet::V4(v4(172, 16, 0, 0, 12)),
+    IpNet::V4(v4(192, 168, 0, 0, 16)),
+    IpNet::V6(v6([0xfc00, 0], 7)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+];
+
+/// Metadata services of clouds, refused whatever the policy (AdCP Python SDK).
+const METADATA: [IpAddr; 4] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// Their names (AdCP conformance runner).
+const METADATA_NAMES: [&str; 3] = ["metadata", "metadata.google.internal", "metadata.packet.net"];
+
+const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
+}
+
+const fn v6(head: [u16; 2], prefix: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(head[0], head[1], 0, 0, 0, 0, 0, 0), prefix)
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Addresses and whether the union of the AdCP spec's and SDKs' deny lists refuses them.
-    const ADDRESSES: &str = include_str!("../../tests/vectors/addresses.json");
+    #[derive(serde::Deserialize)]
+    struct Vectors {
+        addresses: Vec<Sample>,
+    }
 
-    #[test]
-    fn every_sample_address_is_judged_as_the_union_says() {
-        let samples: Vec<(IpAddr, bool)> = serde_json::from_str(ADDRESSES).unwrap();
-        assert_eq!(samples.len(), 43);
-        let wrong: Vec<_> = samples.iter().filter(|(ip, refused)| is_public(*ip) == *refused).collect();
-        assert!(wrong.is_empty(), "{wrong:?}");
+    #[derive(serde::Deserialize)]
+    struct Sample {
+        ip: IpAddr,
+        refused: bool,
+    }
+
+    fn check_url(policy: &GuardPolicy, url: &str) -> Result<(), AddressRefused> {
+        policy.check_url(&Url::parse(url).unwrap())
     }
 
     #[test]
-    fn no_spelling_of_an_inside_address_passes() {
-        let policy = GuardPolicy::default();
+    fn the_ranges_are_the_union_of_every_list() {
+        let vectors: Vectors =
+            serde_json::from_str(include_str!("../../tests/vectors/ssrf-addresses.json")).unwrap();
+        assert!(vectors.addresses.len() > 40);
+        for Sample { ip, refused } in vectors.addresses {
+            assert_eq!(GuardPolicy::default().check_ip(ip).is_err(), refused, "{ip}");
+            let literal = format!("https://{}/", Target(ip));
+            assert_eq!(check_url(&GuardPolicy::default(), &literal).is_err(), refused, "{literal}");
+        }
+    }
+
+    struct Target(IpAddr);
+    impl std::fmt::Display for Target {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            match self.0 {
+                IpAddr::V4(ip) => write!(f, "{ip}"),
+                IpAddr::V6(ip) => write!(f, "[{ip}]"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_literal_is_refused_in_every_spelling() {
         for url in [
             "https://127.0.0.1/",
             "https://2130706433/",
             "https://0x7f000001/",
-            "https://0177.0.0.1/",
             "https://127.1/",
-            "https://0x7f.1/",
-            "https://127.0.0.1./",
+            "https://0177.0.0.1/",
+            "https://\u{ff11}\u{ff12}\u{ff17}.0.0.1/",
+            "https://\u{2460}\u{2461}\u{2466}.1/",
             "https://[::1]/",
-            "https://[::]/",
             "https://[::ffff:127.0.0.1]/",
-            "https://[::127.0.0.1]/",
             "https://[64:ff9b::7f00:1]/",
-            "https://[2002:7f00:1::]/",
-            "https://[2001:0:7f00:1::]/",
-            "https://[fe80::1]/",
-            "https://[fd00:ec2::254]/",
-            "https://169.254.169.254/",
-            "https://user@10.0.0.1/",
-            "https://１２７.0.0.1/",
-            "https://①②⑦.0.0.1/",
-            "https://metadata.google.internal/",
-            "https://metadata/",
-            "http://buyer.example/",
         ] {
-            let refused = Target::parse(url).map_or(true, |target| policy.check(&target).is_err());
-            assert!(refused, "{url}");
-        }
-        for url in ["https://buyer.example/", "https://8.8.8.8/", "https://[2606:4700::1111]:8443/"] {
-            assert_eq!(policy.check(&Target::parse(url).unwrap()), Ok(()), "{url}");
+            assert_eq!(check_url(&GuardPolicy::default(), url), Err(AddressRefused::Address), "{url}");
         }
     }
 
     #[test]
-    fn metadata_services_stay_refused_in_development() {
-        let policy = GuardPolicy { allow_private: true, allow_http: true, ..GuardPolicy::default() };
-        for (url, allowed) in [
-            ("http://127.0.0.1:8080/", true),
-            ("http://192.168.1.1/", true),
-            ("http://169.254.169.254/", false),
-            ("http://[fd00:ec2::254]/", false),
-            ("http://100.100.100.200/", false),
+    fn names_schemes_and_ports_are_checked_before_any_lookup() {
+        let strict = GuardPolicy { ports: Some(vec![443, 8443]), ..GuardPolicy::default() };
+        for (url, expected) in [
+            ("https://buyer.example/", Ok(())),
+            ("https://buyer.example:8443/", Ok(())),
+            ("https://buyer.example:22/", Err(AddressRefused::Port)),
+            ("http://buyer.example/", Err(AddressRefused::Scheme)),
+            ("https://u:p@buyer.example/", Err(AddressRefused::UserInfo)),
+            ("https://localhost/", Err(AddressRefused::Name)),
+            ("https://LocalHost./", Err(AddressRefused::Name)),
+            ("https://a.localhost/", Err(AddressRefused::Name)),
+            ("https://metadata.google.internal/", Err(AddressRefused::Name)),
         ] {
-            assert_eq!(policy.check(&Target::parse(url).unwrap()).is_ok(), allowed, "{url}");
+            assert_eq!(check_url(&strict, url), expected, "{url}");
         }
     }
 
     #[test]
-    fn a_denied_host_takes_its_subdomains_along() {
-        let policy =
-            GuardPolicy { deny: vec!["bad.example".into()], ports: vec![443], ..GuardPolicy::default() };
-        let check = |url: &str| policy.check(&Target::parse(url).unwrap());
-        assert_eq!(check("https://bad.example/"), Err(GuardError::Host));
-        assert_eq!(check("https://www.bad.example/"), Err(GuardError::Host));
-        assert_eq!(check("https://notbad.example/"), Ok(()));
-        assert_eq!(check("https://good.example:8443/"), Err(GuardError::Port));
+    fn development_may_call_itself_but_no_metadata_service() {
+        let open = GuardPolicy { allow_http: true, allow_private: true, ..GuardPolicy::default() };
+        for url in ["http://localhost:1/", "http://127.0.0.1/", "https://[::1]/", "http://10.1.2.3/"] {
+            assert_eq!(check_url(&open, url), Ok(()), "{url}");
+        }
+        for url in
+            ["http://169.254.169.254/", "http://[fd00:ec2::254]/", "http://metadata/", "http://0.0.0.0/"]
+        {
+            assert!(check_url(&open, url).is_err(), "{url}");
+        }
+        let deny = vec!["10.0.0.0/8".parse().unwrap(), "8.8.8.0/24".parse().unwrap()];
+        let narrowed = GuardPolicy { deny, deny_hosts: vec!["bad.example".to_owned()], ..open };
+        for url in ["http://10.1.2.3/", "https://8.8.8.8/", "https://bad.example/", "https://a.BAD.example./"]
+        {
+            assert!(check_url(&narrowed, url).is_err(), "{url}");
+        }
+        assert_eq!(check_url(&narrowed, "https://notbad.example/"), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn one_bad_address_refuses_the_whole_name() {
+        let resolver = Resolver::new(Arc::new(GuardPolicy::default()), 4);
+        let answer =
+            |ips: &[&str]| ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 0)).collect::<Vec<_>>();
+        assert!(resolver.vet(answer(&["8.8.8.8", "2400:cb00::1"])).is_ok());
+        assert!(matches!(resolver.vet(answer(&["8.8.8.8", "127.0.0.1"])), Err(ResolveError::Refused(_))));
+        assert!(matches!(resolver.vet(answer(&[])), Err(ResolveError::Empty)));
+        assert!(matches!(resolver.addresses("localhost").await, Err(ResolveError::Refused(_))));
     }
 }

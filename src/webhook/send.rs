@@ -1,145 +1,109 @@
-//! One attempt on the wire: guard, sign, POST, read a little, say what happened.
+//! One attempt: check the URL, sign, post, read the answer, all within one deadline.
 //!
-//! One deadline covers everything from the look-up to the last byte that is read. Redirects,
-//! proxies, decompression and retries of the HTTP client are off: each would send what was not
-//! signed, or to where nobody checked.
+//! The client follows no redirect, retries nothing, honours no proxy and decompresses nothing.
+//! Its resolver is the [`Resolver`], so that it connects to checked addresses only. Errors are
+//! told apart by type, and none of their texts leaves this file: they carry the URL.
 
-use std::error::Error as _;
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE};
-use reqwest::redirect::Policy;
-use reqwest::{Client, Response};
-use tokio::time::timeout;
+use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::{Client, Response, redirect, retry};
+use rustls::ClientConfig;
 
-use super::guard::{GuardError, GuardPolicy, GuardedResolver};
-use super::key::KeyRing;
-use super::sign::{self, Nonce};
-use super::target::Target;
-use super::{FailureReason, Outcome, Prepared};
-use crate::task::Authentication;
+use super::guard::ResolveError;
+use super::{FailureReason, GuardPolicy, Outcome, Prepared, Resolver, SignatureError, Signer};
 
-/// Which legacy schemes may be used, when a registration chose one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LegacySchemes {
-    /// `Bearer`.
-    pub bearer: bool,
-    /// `HMAC-SHA256`.
-    pub hmac: bool,
+/// Sends webhooks under one policy.
+#[derive(Debug, Clone)]
+pub struct Sender {
+    policy: Arc<GuardPolicy>,
+    client: Client,
 }
 
-/// How to send.
+/// How a [`Sender`] connects.
 #[derive(Debug, Clone)]
-pub struct SenderSettings {
-    /// What may be called.
-    pub guard: GuardPolicy,
-    /// Which legacy schemes may be used.
-    pub legacy: LegacySchemes,
-    /// For one whole attempt.
-    pub deadline: Duration,
-    /// Idle connections kept for each host; at least its concurrency, or handshakes are wasted.
-    pub idle_per_host: usize,
-    /// The `User-Agent`.
+pub struct SenderOptions {
+    /// Idle connections kept for each host. Below the number of requests in flight to a host,
+    /// most of them pay for a new handshake.
+    pub max_idle_per_host: usize,
+    /// DNS lookups at a time; each occupies a thread.
+    pub max_lookups: usize,
+    /// The `User-Agent`: printable ASCII.
     pub user_agent: String,
 }
 
-/// Sends webhooks.
-#[derive(Clone)]
-pub struct Sender {
-    client: Client,
-    keys: Arc<KeyRing>,
-    settings: Arc<SenderSettings>,
+impl Default for SenderOptions {
+    fn default() -> Self {
+        Self {
+            max_idle_per_host: 64,
+            max_lookups: 64,
+            user_agent: concat!("taskbell/", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
 }
 
 impl Sender {
-    /// A sender that trusts what `tls` trusts.
+    /// Builds the HTTP client over `tls`, which says whom to trust.
     ///
     /// # Errors
-    /// [`SenderError`] when the HTTP client cannot be built.
-    pub fn new(
-        tls: rustls::ClientConfig,
-        keys: KeyRing,
-        settings: SenderSettings,
-    ) -> Result<Self, SenderError> {
+    /// [`SenderError`]: the client refuses an option.
+    pub fn new(tls: ClientConfig, policy: GuardPolicy, options: &SenderOptions) -> Result<Self, SenderError> {
+        let policy = Arc::new(policy);
         let client = Client::builder()
             .tls_backend_preconfigured(tls)
-            .dns_resolver(GuardedResolver::new(settings.guard.clone()))
-            .redirect(Policy::none())
-            .no_proxy()
-            .referer(false)
-            .retry(reqwest::retry::never())
+            .dns_resolver(Resolver::new(Arc::clone(&policy), options.max_lookups))
             .http1_only()
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT_TIMEOUT.min(settings.deadline))
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(settings.idle_per_host)
-            .user_agent(settings.user_agent.clone())
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .referer(false)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .pool_max_idle_per_host(options.max_idle_per_host)
+            .user_agent(&options.user_agent)
             .build()
             .map_err(|error| SenderError(error.without_url()))?;
-        Ok(Self { client, keys: Arc::new(keys), settings: Arc::new(settings) })
+        Ok(Self { policy, client })
     }
 
-    /// Makes one attempt. Always returns within the deadline.
-    pub async fn send(&self, prepared: &Prepared, now: SystemTime) -> Outcome {
-        timeout(self.settings.deadline, self.attempt(prepared, now))
-            .await
-            .unwrap_or(Outcome::Failed(FailureReason::Timeout))
-    }
-
-    async fn attempt(&self, prepared: &Prepared, now: SystemTime) -> Outcome {
-        let Ok(target) = Target::parse(prepared.url.as_str()) else {
-            return Outcome::AddressRefused;
-        };
-        let Ok(url) = target.to_url() else { return Outcome::AddressRefused };
-        if self.settings.guard.check(&target).is_err() {
-            return Outcome::AddressRefused;
-        }
-        let proof = match self.prove(prepared, &target, now) {
-            Ok(proof) => proof,
-            Err(reason) => return Outcome::OwnFault(reason),
-        };
-        let mut request = self.client.post(url).header(CONTENT_TYPE, sign::CONTENT_TYPE);
-        for (name, value) in proof {
-            request = request.header(name, value);
-        }
-        match request.body(prepared.body.clone()).send().await {
-            Ok(response) => answered(response, now).await,
-            Err(error) => failed(&error),
-        }
-    }
-
-    fn prove(
+    /// Makes one attempt. `now` is when it is signed; `deadline` bounds everything, from the
+    /// DNS lookup to the last byte that is read.
+    pub async fn send(
         &self,
         prepared: &Prepared,
-        target: &Target,
+        signer: &Signer,
         now: SystemTime,
-    ) -> Result<sign::Headers, FailureReason> {
-        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let legacy = self.settings.legacy;
-        match &prepared.authentication {
-            None => {
-                let key = self.keys.signer().ok_or(FailureReason::NoSigningKey)?;
-                let nonce = Nonce::random().map_err(|_| FailureReason::NoSigningKey)?;
-                sign::sign(key, target, &prepared.body, seconds, nonce)
-                    .map_err(|_| FailureReason::NoSigningKey)
+        deadline: Duration,
+    ) -> Outcome {
+        let target = prepared.url.target();
+        if self.policy.check_url(target.url()).is_err() {
+            return Outcome::AddressRefused;
+        }
+        let headers = match signer.headers(prepared, now) {
+            Ok(headers) => headers,
+            Err(outcome) => return outcome,
+        };
+        let deadline = tokio::time::Instant::now() + deadline;
+        let request = self.client.post(target.url().clone()).headers(headers);
+        let request = request.header(ACCEPT_ENCODING, "identity").body(prepared.body.clone());
+        match tokio::time::timeout_at(deadline, request.send()).await {
+            Ok(Ok(response)) => {
+                let outcome = answered(response.status().as_u16(), response.headers(), now);
+                // Only so that the connection can be used again: the status is the answer.
+                let _ = tokio::time::timeout_at(deadline, drain(response)).await;
+                outcome
             }
-            Some(Authentication::Bearer(secret)) if legacy.bearer => Ok(sign::bearer(secret)),
-            Some(Authentication::HmacSha256(secret)) if legacy.hmac => {
-                Ok(sign::hmac_sha256(secret, &prepared.body, seconds))
-            }
-            Some(Authentication::Bearer(_) | Authentication::HmacSha256(_)) => {
-                Err(FailureReason::SchemeDisabled)
-            }
+            Ok(Err(error)) => classify(&error),
+            Err(_) => Outcome::Failed(FailureReason::Timeout),
         }
     }
 }
 
-async fn answered(mut response: Response, now: SystemTime) -> Outcome {
-    let status = response.status().as_u16();
-    let retry_after = retry_after(response.headers(), now);
-    let signature_refused = status == 401 && names_webhook_error(response.headers());
-    // The body says nothing that we keep; reading a little of it lets the connection be reused.
+/// Reads and drops at most [`MAX_RESPONSE_BYTES`] of the body.
+async fn drain(mut response: Response) {
     let mut read = 0;
     while read < MAX_RESPONSE_BYTES {
         match response.chunk().await {
@@ -147,113 +111,112 @@ async fn answered(mut response: Response, now: SystemTime) -> Outcome {
             Ok(None) | Err(_) => break,
         }
     }
-    Outcome::Answered { status, retry_after, signature_refused }
 }
 
-/// Which part of the way failed, decided by types, not by messages.
-fn failed(error: &reqwest::Error) -> Outcome {
-    let mut causes: Vec<&(dyn std::error::Error + 'static)> = Vec::new();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        causes.push(cause);
-        next = cause.source();
+fn answered(status: u16, headers: &HeaderMap, now: SystemTime) -> Outcome {
+    let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+    Outcome::Answered {
+        status,
+        retry_after: headers.get(RETRY_AFTER).and_then(|value| retry_after(value, now)),
+        signature_error: SignatureError::find(challenges),
     }
-    let is =
-        |test: &dyn Fn(&(dyn std::error::Error + 'static)) -> bool| causes.iter().any(|cause| test(*cause));
-    if is(&|cause| cause.downcast_ref::<GuardError>().is_some()) {
-        return Outcome::AnswerRefused;
+}
+
+/// Seconds or an HTTP date (RFC 9110 §10.2.3); a date in the past is zero.
+fn retry_after(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
     }
-    let tls = is(&is_tls);
-    let reason = if error.is_timeout() {
-        FailureReason::Timeout
-    } else if tls {
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+/// What ended a request without an answer, by the types in the error's chain.
+fn classify(error: &reqwest::Error) -> Outcome {
+    let reason = if let Some(resolve) = cause::<ResolveError>(error) {
+        match resolve {
+            ResolveError::Refused(_) => return Outcome::AnswerRefused,
+            ResolveError::Lookup(_) | ResolveError::Empty | ResolveError::Closed => FailureReason::Dns,
+        }
+    } else if cause::<rustls::Error>(error).is_some() {
         FailureReason::Tls
-    } else if error.is_dns() {
-        FailureReason::Dns
+    } else if error.is_timeout() {
+        FailureReason::Timeout
     } else if error.is_connect() {
         FailureReason::Connect
+    } else if cause::<io::Error>(error).is_some_and(|error| RESETS.contains(&error.kind())) {
+        FailureReason::Reset
     } else {
-        FailureReason::Broken
+        FailureReason::ResponseBroken
     };
     Outcome::Failed(reason)
 }
 
-/// rustls' errors hide inside `io::Error`s, even nested ones, which show them only by `get_ref`.
-fn is_tls(cause: &(dyn std::error::Error + 'static)) -> bool {
-    match cause.downcast_ref::<std::io::Error>() {
-        Some(io) => io.get_ref().is_some_and(|inner| is_tls(inner)),
-        None => cause.downcast_ref::<rustls::Error>().is_some(),
+/// The first error of type `E` in the chain, also inside an [`io::Error`], whose `source` skips
+/// the error that it wraps.
+fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
     }
+    None
 }
 
-/// `Retry-After` in seconds or as a date (RFC 9110 §10.2.3).
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    match text.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()),
-    }
-}
-
-/// Whether `WWW-Authenticate` carries a `Signature` challenge with an error that begins with
-/// `webhook_`, whatever other parameters and challenges stand beside it.
-fn names_webhook_error(headers: &HeaderMap) -> bool {
-    headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-        let lower = value.to_ascii_lowercase();
-        let Some((_, challenge)) = lower.split_once("signature") else { return false };
-        challenge.split([',', ' ', ';']).any(|parameter| {
-            parameter
-                .trim()
-                .strip_prefix("error=")
-                .is_some_and(|code| code.trim_matches('"').starts_with("webhook_"))
-        })
-    })
-}
-
-/// Why no sender could be built.
+/// The HTTP client refuses its configuration.
 #[derive(Debug, thiserror::Error)]
-#[error("the HTTP client cannot be built")]
+#[error("cannot build the HTTP client")]
 pub struct SenderError(#[source] reqwest::Error);
 
-/// AdCP security, webhook transport.
+const RESETS: [io::ErrorKind; 4] = [
+    io::ErrorKind::ConnectionReset,
+    io::ErrorKind::ConnectionAborted,
+    io::ErrorKind::BrokenPipe,
+    io::ErrorKind::UnexpectedEof,
+];
+
+/// DNS, TCP and TLS together (AdCP webhooks, "Timeouts").
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Below what servers keep, so that a POST seldom meets a connection that is just being closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Shorter than most servers keep an idle connection: one that closes it at the moment of reuse
+/// costs the attempt.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// As the AdCP Python SDK; nothing of it is kept.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reqwest::header::HeaderValue;
 
     #[test]
-    fn a_refused_signature_is_recognized_in_any_spelling() {
-        for (value, expected) in [
-            (r#"Signature error="webhook_signature_invalid""#, true),
-            (r#"signature realm="x", error="webhook_mode_mismatch""#, true),
-            (r#"Bearer realm="a", Signature error=webhook_signature_replayed"#, true),
-            (r#"Signature error="request_signature_invalid""#, false),
-            (r#"Bearer error="invalid_token""#, false),
+    fn retry_after_is_seconds_or_a_date() {
+        let now = httpdate::parse_http_date("Sat, 18 Apr 2026 14:00:00 GMT").unwrap();
+        for (text, expected) in [
+            ("0", Some(0)),
+            (" 120 ", Some(120)),
+            ("Sat, 18 Apr 2026 14:01:30 GMT", Some(90)),
+            ("Sat, 18 Apr 2026 13:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+            ("1.5", None),
         ] {
-            let mut headers = HeaderMap::new();
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap());
-            assert_eq!(names_webhook_error(&headers), expected, "{value}");
+            let value = HeaderValue::from_static(text);
+            assert_eq!(retry_after(&value, now), expected.map(Duration::from_secs), "{text}");
         }
     }
 
     #[test]
-    fn retry_after_is_read_in_both_forms() {
-        let now = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        for (value, expected) in [
-            ("7", Some(7)),
-            (&httpdate::fmt_http_date(now + Duration::from_secs(90)), Some(90)),
-            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(0)),
-            ("soon", None),
-            ("-1", None),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert(RETRY_AFTER, HeaderValue::from_str(value).unwrap());
-            assert_eq!(retry_after(&headers, now), expected.map(Duration::from_secs), "{value}");
-        }
+    fn an_error_inside_an_io_error_is_found() {
+        let inner = ResolveError::Refused(super::super::AddressRefused::Address);
+        let error = io::Error::other(io::Error::other(inner));
+        assert!(matches!(cause::<ResolveError>(&error), Some(ResolveError::Refused(_))));
+        assert!(cause::<rustls::Error>(&error).is_none());
     }
 }

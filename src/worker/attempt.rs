@@ -1,5 +1,6 @@
 //! One attempt, from the prepared webhook to the verdict on what came of it.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -7,7 +8,7 @@ use tokio::time::Instant;
 use super::judge::{Facts, RetryPolicy};
 use crate::metrics as names;
 use crate::outbox::{Attempt, Claim, LeaseToken, RowId, Settlement};
-use crate::webhook::{FailureReason, Outcome, Prepared, Sender};
+use crate::webhook::{FailureReason, Prepared, Sender, Signer};
 
 /// What the worker reads from the world: chance and the time of day.
 pub trait World: Send + Sync + 'static {
@@ -15,6 +16,15 @@ pub trait World: Send + Sync + 'static {
     fn chance(&self) -> f64;
     /// The time of day, for signatures and the attempt log.
     fn now(&self) -> SystemTime;
+}
+
+/// What every attempt is made with.
+pub(super) struct Means<W> {
+    pub(super) sender: Sender,
+    pub(super) signer: Arc<Signer>,
+    pub(super) world: Arc<W>,
+    pub(super) policy: RetryPolicy,
+    pub(super) deadline: Duration,
 }
 
 /// An attempt that has ended, and what metrics need of it.
@@ -45,22 +55,14 @@ impl Ticket {
 }
 
 /// One attempt, from the prepared webhook to its settlement.
-pub(super) async fn attempt<W: World>(
-    sender: &Sender,
-    world: &W,
-    policy: &RetryPolicy,
-    prepared: &Prepared,
-    ticket: Ticket,
-) -> Settled {
-    let (started_at, began) = (world.now(), Instant::now());
-    let outcome = sender.send(prepared, started_at).await;
+pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, ticket: Ticket) -> Settled {
+    let (started_at, began) = (means.world.now(), Instant::now());
+    let outcome = means.sender.send(prepared, &means.signer, started_at, means.deadline).await;
     let duration = began.elapsed();
-    let facts = Facts { attempt: ticket.attempt, since_first: ticket.since_first, chance: world.chance() };
-    let (verdict, reason) = policy.judge(&outcome, facts);
-    let status = match outcome {
-        Outcome::Answered { status, .. } => Some(status),
-        _ => None,
-    };
+    let facts =
+        Facts { attempt: ticket.attempt, since_first: ticket.since_first, chance: means.world.chance() };
+    let (verdict, reason) = (means.policy.judge(&outcome, facts), outcome.reason());
+    let status = outcome.status();
     names::observe_attempt(duration, reason);
     tracing::info!(
         verdict = verdict.as_str(),

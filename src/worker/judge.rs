@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::outbox::Verdict;
-use crate::webhook::{FailureReason, Outcome};
+use crate::webhook::Outcome;
 
 /// When to try again.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,36 +36,27 @@ pub struct Facts {
 }
 
 impl RetryPolicy {
-    /// The verdict on an outcome, and the reason if it is a failure.
+    /// The verdict on an outcome; [`Outcome::reason`] says why.
     ///
     /// The horizon is not looked at here: a release that would come due after it expires the
     /// row, by the database's clock.
     #[must_use]
-    pub fn judge(&self, outcome: &Outcome, facts: Facts) -> (Verdict, Option<FailureReason>) {
-        use FailureReason as Reason;
-        let release = |reason| (self.release(facts, Duration::ZERO), Some(reason));
-        let slowly = |reason| (self.release(facts, SLOWLY), Some(reason));
-        let dead = |reason| (Verdict::DeadLetter, Some(reason));
+    pub fn judge(&self, outcome: &Outcome, facts: Facts) -> Verdict {
         match outcome {
-            Outcome::Answered { status, retry_after, signature_refused } => match status {
-                200..=299 => (Verdict::Acknowledge, None),
-                408 | 425 | 429 => (self.asked(facts, *retry_after), Some(Reason::Throttled)),
-                500..=599 => (self.asked(facts, *retry_after), Some(Reason::ServerError)),
-                401 if *signature_refused => dead(Reason::SignatureRefused),
-                401 | 403 | 404 => slowly(Reason::Unauthorized),
-                409 => dead(Reason::KeyConflict),
-                410 => dead(Reason::Gone),
-                300..=399 => dead(Reason::Redirected),
-                400..=499 => dead(Reason::Rejected),
-                _ => dead(Reason::OddStatus),
+            Outcome::Answered { status, retry_after, signature_error } => match status {
+                200..=299 => Verdict::Acknowledge,
+                408 | 425 | 429 | 500..=599 => self.asked(facts, *retry_after),
+                401 if signature_error.is_some() => Verdict::DeadLetter,
+                401 | 403 | 404 => self.release(facts, SLOWLY),
+                // 409 and 410, every redirect and other client errors, and what is no status.
+                _ => Verdict::DeadLetter,
             },
-            Outcome::AddressRefused => dead(Reason::AddressRefused),
+            Outcome::AddressRefused | Outcome::Unsendable(_) => Verdict::DeadLetter,
             // One poisoned answer must not kill a delivery; a name that stays bad for a
             // quarter of an hour is meant so.
-            Outcome::AnswerRefused if facts.since_first < POISON_PASSES => release(Reason::AnswerRefused),
-            Outcome::AnswerRefused => dead(Reason::AnswerRefused),
-            Outcome::Failed(reason) => release(*reason),
-            Outcome::OwnFault(reason) => (Verdict::Unclaim { after: OWN_FAULT_DELAY }, Some(*reason)),
+            Outcome::AnswerRefused if facts.since_first >= POISON_PASSES => Verdict::DeadLetter,
+            Outcome::AnswerRefused | Outcome::Failed(_) => self.release(facts, Duration::ZERO),
+            Outcome::OwnFault(_) => Verdict::Unclaim { after: OWN_FAULT_DELAY },
         }
     }
 
@@ -101,9 +92,10 @@ const FALLBACK: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::webhook::{OwnFault, SignatureError};
 
     fn answered(status: u16) -> Outcome {
-        Outcome::Answered { status, retry_after: None, signature_refused: false }
+        Outcome::Answered { status, retry_after: None, signature_error: None }
     }
 
     fn first(chance: f64) -> Facts {
@@ -112,33 +104,29 @@ mod tests {
 
     #[test]
     fn every_status_has_its_verdict() {
-        use FailureReason as Reason;
         let policy = RetryPolicy { jitter: 0.0, ..RetryPolicy::default() };
         let soon = Verdict::Release { after: Duration::from_secs(5) };
         let slow = Verdict::Release { after: Duration::from_secs(300) };
-        for (statuses, verdict, reason) in [
-            (&[200u16, 202, 204, 299][..], Verdict::Acknowledge, None),
-            (&[408, 425, 429], soon, Some(Reason::Throttled)),
-            (&[500, 501, 502, 503, 504, 599], soon, Some(Reason::ServerError)),
-            (&[401, 403, 404], slow, Some(Reason::Unauthorized)),
-            (&[409], Verdict::DeadLetter, Some(Reason::KeyConflict)),
-            (&[410], Verdict::DeadLetter, Some(Reason::Gone)),
-            (&[301, 302, 304, 307, 308], Verdict::DeadLetter, Some(Reason::Redirected)),
-            (&[400, 402, 405, 413, 422, 451], Verdict::DeadLetter, Some(Reason::Rejected)),
-            (&[0, 199, 600, 999], Verdict::DeadLetter, Some(Reason::OddStatus)),
+        for (statuses, verdict) in [
+            (&[200u16, 202, 204, 299][..], Verdict::Acknowledge),
+            (&[408, 425, 429, 500, 501, 502, 503, 504, 599], soon),
+            (&[401, 403, 404], slow),
+            (&[301, 302, 304, 307, 308, 400, 402, 405, 409, 410, 413, 422, 451], Verdict::DeadLetter),
+            (&[0, 199, 600, 999], Verdict::DeadLetter),
         ] {
             for status in statuses {
-                assert_eq!(policy.judge(&answered(*status), first(0.5)), (verdict, reason), "{status}");
+                assert_eq!(policy.judge(&answered(*status), first(0.5)), verdict, "{status}");
             }
         }
-        let refused = Outcome::Answered { status: 401, retry_after: None, signature_refused: true };
-        assert_eq!(policy.judge(&refused, first(0.5)), (Verdict::DeadLetter, Some(Reason::SignatureRefused)));
+        let signature_error = Some(SignatureError::KeyUnknown);
+        let refused = |status| Outcome::Answered { status, retry_after: None, signature_error };
+        assert_eq!(policy.judge(&refused(401), first(0.5)), Verdict::DeadLetter);
+        assert_eq!(policy.judge(&refused(503), first(0.5)), soon);
     }
 
     #[test]
     fn what_is_our_own_fault_burns_no_attempt() {
-        let (verdict, _) =
-            RetryPolicy::default().judge(&Outcome::OwnFault(FailureReason::NoSigningKey), first(0.5));
+        let verdict = RetryPolicy::default().judge(&Outcome::OwnFault(OwnFault::NoSigningKey), first(0.5));
         assert!(matches!(verdict, Verdict::Unclaim { .. }));
     }
 
@@ -146,9 +134,9 @@ mod tests {
     fn a_refused_answer_is_forgiven_for_a_quarter_of_an_hour() {
         let policy = RetryPolicy::default();
         let after = |seconds| Facts { since_first: Duration::from_secs(seconds), ..first(0.5) };
-        assert!(matches!(policy.judge(&Outcome::AnswerRefused, after(899)).0, Verdict::Release { .. }));
-        assert_eq!(policy.judge(&Outcome::AnswerRefused, after(900)).0, Verdict::DeadLetter);
-        assert_eq!(policy.judge(&Outcome::AddressRefused, first(0.5)).0, Verdict::DeadLetter);
+        assert!(matches!(policy.judge(&Outcome::AnswerRefused, after(899)), Verdict::Release { .. }));
+        assert_eq!(policy.judge(&Outcome::AnswerRefused, after(900)), Verdict::DeadLetter);
+        assert_eq!(policy.judge(&Outcome::AddressRefused, first(0.5)), Verdict::DeadLetter);
     }
 
     #[test]
@@ -158,10 +146,10 @@ mod tests {
             let outcome = Outcome::Answered {
                 status: 503,
                 retry_after: Some(Duration::from_secs(asked)),
-                signature_refused: false,
+                signature_error: None,
             };
             assert_eq!(
-                policy.judge(&outcome, first(0.0)).0,
+                policy.judge(&outcome, first(0.0)),
                 Verdict::Release { after: Duration::from_secs(given) }
             );
         }
@@ -174,7 +162,7 @@ mod tests {
         let mut attempt = 1;
         while at < 86_400.0 {
             let facts = |chance| Facts { attempt, since_first: Duration::ZERO, chance };
-            let delay = |chance| match policy.judge(&answered(503), facts(chance)).0 {
+            let delay = |chance| match policy.judge(&answered(503), facts(chance)) {
                 Verdict::Release { after } => after.as_secs_f64(),
                 other => panic!("{other:?}"),
             };

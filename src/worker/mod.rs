@@ -24,9 +24,9 @@ use crate::metrics::{self as names, TaskTypes};
 use crate::outbox::{
     Claim, Claimed, Lane, Outbox, OutboxError, Room, SettledRows, Settlement, Transition, Verdict,
 };
-use crate::webhook::{FailureReason, Sender};
+use crate::webhook::{FailureReason, Sender, Signer};
 
-use attempt::{Settled, Ticket, attempt};
+use attempt::{Means, Settled, Ticket, attempt};
 
 pub use attempt::World;
 pub use judge::{Facts, RetryPolicy};
@@ -44,6 +44,8 @@ pub struct WorkerSettings {
     pub safety_poll: Duration,
     /// How long a stop waits for attempts in flight; shorter than the lease.
     pub grace: Duration,
+    /// For one whole attempt, from the DNS lookup to the end of the answer; shorter than the lease.
+    pub deadline: Duration,
     /// When to try again.
     pub retry: RetryPolicy,
     /// The task types that metrics may name.
@@ -55,6 +57,7 @@ pub struct Worker<O, W> {
     outbox: Arc<O>,
     world: Arc<W>,
     sender: Sender,
+    signer: Arc<Signer>,
     doorbell: Doorbell,
     wakes: mpsc::Receiver<Wake>,
     settings: WorkerSettings,
@@ -91,6 +94,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         outbox: Arc<O>,
         world: Arc<W>,
         sender: Sender,
+        signer: Arc<Signer>,
         doorbell: Doorbell,
         wakes: mpsc::Receiver<Wake>,
         settings: WorkerSettings,
@@ -99,6 +103,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             outbox,
             world,
             sender,
+            signer,
             doorbell,
             wakes,
             settings,
@@ -273,14 +278,18 @@ impl<O: Outbox, W: World> Worker<O, W> {
                         task.id = claim.task_id,
                         attempt = claim.attempt
                     );
-                    let (sender, world, policy) =
-                        (self.sender.clone(), self.world.clone(), self.settings.retry.clone());
+                    let means = Means {
+                        sender: self.sender.clone(),
+                        signer: self.signer.clone(),
+                        world: self.world.clone(),
+                        policy: self.settings.retry.clone(),
+                        deadline: self.settings.deadline,
+                    };
                     let ticket = Ticket::of(&claim);
                     let prepared = prepared.clone();
-                    let handle = self.attempts.spawn(
-                        async move { attempt(&sender, &*world, &policy, &prepared, ticket).await }
-                            .instrument(span),
-                    );
+                    let handle = self
+                        .attempts
+                        .spawn(async move { attempt(&means, &prepared, ticket).await }.instrument(span));
                     *self.in_flight.entry(claim.lane.clone()).or_default() += 1;
                     self.started.insert(handle.id(), (claim.lane.clone(), claim));
                 }
@@ -338,7 +347,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     true => Verdict::Release { after },
                     false => Verdict::Unclaim { after },
                 };
-                let reason = error.is_panic().then_some(FailureReason::Broken);
+                let reason = error.is_panic().then_some(FailureReason::Internal);
                 Settled {
                     owed_for: claim.owed_for,
                     settlement: Settlement {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use taskbell::daemon::config::{Config, ConfigError, LogFormat, REFERENCE, Sources};
-use taskbell::webhook::LegacySchemes;
+use taskbell::webhook::LegacyModes;
 use taskbell::worker::RetryPolicy;
 use tempfile::NamedTempFile;
 
@@ -74,7 +74,7 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
     assert_eq!(config.metrics.sla["create_media_buy"], Duration::from_secs(4 * 3600));
     assert_eq!(config.metrics.sla["sync_creatives"], Duration::from_secs(3600));
     assert_eq!(config.metrics.task_buckets, [0.5, 60.0]);
-    assert_eq!(config.guard.ports, [443, 8443]);
+    assert_eq!(config.guard.ports, Some(vec![443, 8443]));
     assert_eq!(config.key_files, ["1234", "/b.jwk"].map(std::path::PathBuf::from));
     assert_eq!(config.admin, SocketAddr::from(([127, 0, 0, 1], 9464)));
 }
@@ -175,15 +175,15 @@ fn production_needs_legacy_schemes_to_be_asked_for() {
     let key = "[signing]\nkey_files = [\"/k\"]\n";
     let production = ("ADCP_ENV", "production");
     let legacy = |environment: &[(&str, &str)], text: &str| load(environment, text).unwrap().legacy;
-    assert_eq!(legacy(&[], ""), LegacySchemes { bearer: true, hmac: true });
-    assert_eq!(legacy(&[production], key), LegacySchemes { bearer: false, hmac: false });
+    assert_eq!(legacy(&[], ""), LegacyModes { bearer: true, hmac: true });
+    assert_eq!(legacy(&[production], key), LegacyModes { bearer: false, hmac: false });
     assert_eq!(
         legacy(&[production, ("TASKBELL_LEGACY__HMAC", "true")], key),
-        LegacySchemes { bearer: false, hmac: true }
+        LegacyModes { bearer: false, hmac: true }
     );
     assert_eq!(
         legacy(&[production], &format!("{key}[legacy]\nbearer = true")),
-        LegacySchemes { bearer: true, hmac: false }
+        LegacyModes { bearer: true, hmac: false }
     );
 }
 

@@ -1,7 +1,7 @@
 //! The whole way of a delivery: real database, real worker, real TLS receiver.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use taskbell::daemon::database::tls_config;
@@ -9,9 +9,10 @@ use taskbell::listener::{Doorbell, Listener};
 use taskbell::metrics::TaskTypes;
 use taskbell::outbox::{NativeOutbox, Outbox, Room, Settlement, Verdict};
 use taskbell::task::UrlSchemes;
-use taskbell::webhook::guard::GuardPolicy;
-use taskbell::webhook::verify::{Received, Verifier};
-use taskbell::webhook::{FailureReason, KeyRing, LegacySchemes, Sender, SenderSettings, SigningKey};
+use taskbell::webhook::{
+    Arrived, FailureReason, GuardPolicy, KeyRing, LegacyModes, ReplayWindow, Revocation, Sender,
+    SenderOptions, Signer, SigningAlgorithm, SigningKey, Verifier, VerifyingKeys,
+};
 use taskbell::worker::{RetryPolicy, Worker, WorkerSettings, World};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -47,21 +48,16 @@ impl Daemon {
         receiver: &Receiver,
         tune: impl FnOnce(&mut WorkerSettings),
     ) -> Self {
-        let (key, _) = SigningKey::generate("test-key").unwrap();
-        let keys = KeyRing::new(vec![SigningKey::parse(&key).unwrap()]).unwrap();
+        let key = SigningKey::generate(SigningAlgorithm::Ed25519, Some("test-key")).unwrap();
+        let keys = KeyRing::new(vec![key]).unwrap();
         let jwks = keys.jwks();
         let sender = Sender::new(
             tls_config(Some(receiver.ca_file.path())).unwrap(),
-            keys,
-            SenderSettings {
-                guard: GuardPolicy { allow_private: true, ..GuardPolicy::default() },
-                legacy: LegacySchemes { bearer: true, hmac: false },
-                deadline: Duration::from_secs(1),
-                idle_per_host: 8,
-                user_agent: "taskbell-test".to_owned(),
-            },
+            GuardPolicy { allow_private: true, ..GuardPolicy::default() },
+            &SenderOptions::default(),
         )
         .unwrap();
+        let signer = Arc::new(Signer::new(keys, LegacyModes { bearer: true, hmac: false }));
         let (stop, services, tasks) =
             (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let handle = database.connector.handle();
@@ -75,12 +71,13 @@ impl Daemon {
             linger: Duration::from_millis(20),
             safety_poll: Duration::from_secs(30),
             grace: Duration::from_secs(5),
+            deadline: Duration::from_secs(1),
             retry: RetryPolicy { schedule: vec![Duration::from_millis(50)], jitter: 0.0 },
             task_types: TaskTypes::new([]),
         };
         tune(&mut settings);
         let outbox = Arc::new(outbox(database));
-        let worker = Worker::new(outbox, Arc::new(TestWorld), sender, doorbell, wakes, settings);
+        let worker = Worker::new(outbox, Arc::new(TestWorld), sender, signer, doorbell, wakes, settings);
         let worker = tokio::spawn(worker.run(stop.clone()));
         Self { jwks, stop, services, tasks, worker }
     }
@@ -99,17 +96,10 @@ fn outbox(database: &TestDatabase) -> NativeOutbox {
 }
 
 fn verify(post: &Post, url: &str, jwks: &Value) -> Result<String, String> {
-    let header = |name: &str| post.headers.get(name).and_then(|value| value.to_str().ok());
-    let received = Received {
-        url,
-        content_type: header("content-type"),
-        content_digest: header("content-digest"),
-        signature_input: header("signature-input"),
-        signature: header("signature"),
-        body: &post.body,
-    };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    Verifier::new(jwks).verify(&received, now).map_err(|refusal| refusal.to_string())
+    let keys = VerifyingKeys::parse(&jwks.to_string()).unwrap();
+    let verifier = Verifier::new(keys, Revocation::default(), ReplayWindow::new(10));
+    let arrived = Arrived { method: "POST", url, headers: &post.headers, body: &post.body };
+    verifier.verify(arrived, SystemTime::now()).map_err(|refusal| refusal.to_string())
 }
 
 async fn delivery(client: &tokio_postgres::Client, task: &str) -> Value {
@@ -144,7 +134,7 @@ async fn a_completed_task_rings_its_buyer_once_signed_and_is_journaled() {
     assert_eq!(body["task_id"], "task_a");
     assert_eq!(body["operation_id"], "op_task_a");
     assert_eq!(body["notification_id"], "task_a.terminal");
-    assert!(String::from_utf8_lossy(&posts[0].body).contains(r#""result":{"n": 1.50}"#));
+    assert!(String::from_utf8_lossy(&posts[0].body).contains(r#""result":{"n":1.50}"#));
     let timeline: Vec<String> = client
         .query("SELECT to_state FROM taskbell.transition ORDER BY outbox_id", &[])
         .await
@@ -189,7 +179,7 @@ async fn each_kind_of_failure_has_its_reason() {
     let other_name = receiver.url("/ok").replace("localhost", "ip6-localhost");
     for (task, url, state, reason) in [
         ("hang", receiver.url("/hang"), "pending", "timeout"),
-        ("close", receiver.url("/close"), "pending", "broken"),
+        ("close", receiver.url("/close"), "pending", "reset"),
         ("error", receiver.url("/500"), "pending", "server_error"),
         ("later", receiver.url("/later"), "pending", "throttled"),
         ("lost", receiver.url("/404"), "pending", "unauthorized"),
@@ -352,7 +342,7 @@ async fn what_cannot_be_rendered_is_a_dead_letter_and_the_rest_goes_on() {
     complete(&client, "task_b").await;
     let daemon = Daemon::start(&database, &receiver, |_| {}).await;
     let dead = delivery_in(&client, "task_a", "invalid").await;
-    assert_eq!(dead["last_reason"], "registration_unusable");
+    assert_eq!(dead["last_reason"], "registration_malformed");
     delivery_in(&client, "task_b", "delivered").await;
     daemon.stop().await;
 }

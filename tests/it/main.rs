@@ -19,3 +19,4 @@ mod layers;
 mod registration;
 mod registry_conformance;
 mod schema;
+mod sending;

@@ -8,7 +8,7 @@ use super::support::{TestDatabase, complete, issue};
 /// A config, and the member at fault if it must be refused.
 fn cases() -> Vec<(Value, Option<&'static str>)> {
     let url = "https://buyer.example/hook";
-    let secret = "s".repeat(32);
+    let secret = "0123456789abcdef".repeat(2);
     let with = |extra: Value| {
         let mut config = json!({ "url": url, "operation_id": "op_1" });
         config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
@@ -38,6 +38,11 @@ fn cases() -> Vec<(Value, Option<&'static str>)> {
         (at("https://user:secret@buyer.example/"), Some("url")),
         (at("https://buyer.example:99999/"), Some("url")),
         (at("https://buyer.example:port/"), Some("url")),
+        (at("https://buyer..example/"), Some("url")),
+        (at("https://buyer.example../"), Some("url")),
+        (at("https://.buyer.example/"), Some("url")),
+        (at("https://./"), Some("url")),
+        (at("https://[fe80::1%25eth0]/"), Some("url")),
         (at("https://[::1/"), Some("url")),
         (at("https://buyer.example/a b"), Some("url")),
         (at("https://buyer.example/\u{7}"), Some("url")),
@@ -58,6 +63,15 @@ fn cases() -> Vec<(Value, Option<&'static str>)> {
         (auth(json!({ "schemes": ["Bearer"] })), Some("authentication.credentials")),
         (
             auth(json!({ "schemes": ["Bearer"], "credentials": format!("{secret}\r\nx: y") })),
+            Some("authentication.credentials"),
+        ),
+        (
+            auth(json!({ "schemes": ["HMAC-SHA256"], "credentials": format!("{secret}\u{7f}") })),
+            Some("authentication.credentials"),
+        ),
+        (auth(json!({ "schemes": ["Bearer"], "credentials": "a".repeat(32) })), None),
+        (
+            auth(json!({ "schemes": ["HMAC-SHA256"], "credentials": "a".repeat(32) })),
             Some("authentication.credentials"),
         ),
         (auth(json!({ "schemes": [], "credentials": secret })), Some("authentication.schemes")),

@@ -33,7 +33,7 @@ pub(super) async fn run(sources: &Sources, json: bool) -> anyhow::Result<u8> {
         Ok(config) => {
             find("configuration", true, "every key is understood".to_owned());
             match read_keys(&config.key_files) {
-                Ok(keys) => match keys.signer() {
+                Ok(keys) => match keys.signing() {
                     Some(key) => find(
                         "signing key",
                         true,

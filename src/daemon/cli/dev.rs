@@ -28,7 +28,7 @@ use crate::daemon::{run, telemetry};
 use crate::migrations;
 use crate::registry::{NewTask, PostgresTaskRegistry, Scope, TaskRegistry};
 use crate::task::{AccountId, Registration, TaskId, TaskType, UrlSchemes};
-use crate::webhook::{KeyRing, SigningKey};
+use crate::webhook::{KeyRing, SigningAlgorithm, SigningKey, VerifyingKeys};
 
 #[derive(Debug, Args)]
 pub(super) struct Dev {
@@ -114,7 +114,7 @@ impl Dev {
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let keys = match config.key_files.as_slice() {
-            [] => KeyRing::new(vec![SigningKey::parse(&SigningKey::generate("taskbell-dev")?.0)?])?,
+            [] => KeyRing::new(vec![SigningKey::generate(SigningAlgorithm::Ed25519, Some("taskbell-dev"))?])?,
             files => run::read_keys(files)?,
         };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -122,10 +122,10 @@ impl Dev {
         let stage = Arc::new(Stage { began: Instant::now(), settled: Mutex::default(), out: Mutex::new(()) });
         let (arrivals, arrived) = mpsc::unbounded_channel();
         // Whoever ends, ends all.
-        let (parts, jwks) = (TaskTracker::new(), keys.jwks());
+        let (parts, published) = (TaskTracker::new(), VerifyingKeys::parse(&keys.jwks().to_string())?);
         let buyer = parts.spawn({
             let stop = stop.clone();
-            async move { receive::serve(listener, &jwks, "http".to_owned(), arrivals, stop).await }
+            async move { receive::serve(listener, published, "http".to_owned(), arrivals, stop).await }
         });
         parts.spawn(audience(stage.clone(), arrived, self.deliveries, stop.clone()));
         let registry = PostgresTaskRegistry::new(connector.pool()?);

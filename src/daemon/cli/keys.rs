@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 
 use crate::daemon::config::{Config, Sources};
 use crate::daemon::run::read_keys;
-use crate::webhook::SigningKey;
+use crate::webhook::{SigningAlgorithm, SigningKey};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Keys {
@@ -34,16 +34,17 @@ impl Keys {
         match self {
             Self::Generate { file, kid } => {
                 let kid = kid.unwrap_or_else(|| format!("taskbell-{}", uuid::Uuid::new_v4().simple()));
-                let (private, public) = SigningKey::generate(&kid)?;
+                let key = SigningKey::generate(SigningAlgorithm::Ed25519, Some(&kid))?;
+                let private = key.to_private_jwk()?;
                 let mut out = std::fs::OpenOptions::new()
                     .write(true)
                     .create_new(true)
                     .mode(0o600)
                     .open(&file)
                     .with_context(|| format!("{} cannot be written", file.display()))?;
-                writeln!(out, "{}", private.expose_secret())?;
+                out.write_all(private.expose_secret().as_bytes())?;
                 eprintln!("wrote the private key to {}; this is the public one:", file.display());
-                println!("{public:#}");
+                println!("{:#}", key.to_public_jwk());
             }
             Self::Jwks { files } => {
                 let files = if files.is_empty() { Config::load(sources)?.key_files } else { files };

@@ -2,14 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::Context;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use clap::Args;
 use serde_json::Value;
@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::webhook::verify::{Received, Verifier};
+use crate::webhook::{Arrived, ReplayWindow, Revocation, Verifier, VerifyingKeys};
 
 #[derive(Debug, Args)]
 pub(super) struct Receive {
@@ -41,7 +41,7 @@ pub(super) struct Arrival {
 
 #[derive(Clone)]
 struct Buyer {
-    verifier: Arc<Mutex<Verifier>>,
+    verifier: Arc<Verifier>,
     scheme: String,
     arrivals: mpsc::UnboundedSender<Arrival>,
 }
@@ -50,8 +50,7 @@ impl Receive {
     pub(super) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let text = std::fs::read_to_string(&self.jwks)
             .with_context(|| format!("{} cannot be read", self.jwks.display()))?;
-        let jwks =
-            serde_json::from_str(&text).with_context(|| format!("{} is not JSON", self.jwks.display()))?;
+        let keys = VerifyingKeys::parse(&text).with_context(|| format!("--jwks {}", self.jwks.display()))?;
         let listener = TcpListener::bind(self.listen).await?;
         println!("listening on {}://{}/", self.scheme, listener.local_addr()?);
         let (arrivals, mut arrived) = mpsc::unbounded_channel();
@@ -60,7 +59,7 @@ impl Receive {
                 println!("verified with {keyid}: {body}");
             }
         });
-        serve(listener, &jwks, self.scheme, arrivals, stop).await?;
+        serve(listener, keys, self.scheme, arrivals, stop).await?;
         printing.await?;
         Ok(())
     }
@@ -69,32 +68,30 @@ impl Receive {
 /// Serves until `stop` is cancelled; every verified webhook goes to `arrivals`.
 pub(super) async fn serve(
     listener: TcpListener,
-    jwks: &Value,
+    keys: VerifyingKeys,
     scheme: String,
     arrivals: mpsc::UnboundedSender<Arrival>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let verifier = Arc::new(Mutex::new(Verifier::new(jwks)));
+    let window = ReplayWindow::new(MAX_NONCES);
+    let verifier = Arc::new(Verifier::new(keys, Revocation::default(), window));
     let app = Router::new().fallback(receive).with_state(Buyer { verifier, scheme, arrivals });
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
     Ok(())
 }
 
-async fn receive(State(buyer): State<Buyer>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+async fn receive(
+    State(buyer): State<Buyer>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let host = headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
-    let url = format!("{}://{}{target}", buyer.scheme, header("host").unwrap_or_default());
-    let received = Received {
-        url: &url,
-        content_type: header("content-type"),
-        content_digest: header("content-digest"),
-        signature_input: header("signature-input"),
-        signature: header("signature"),
-        body: &body,
-    };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let verdict = buyer.verifier.lock().unwrap_or_else(PoisonError::into_inner).verify(&received, now);
-    match verdict {
+    let url = format!("{}://{host}{target}", buyer.scheme);
+    let arrived = Arrived { method: method.as_str(), url: &url, headers: &headers, body: &body };
+    match buyer.verifier.verify(arrived, SystemTime::now()) {
         Ok(keyid) => match serde_json::from_slice(&body) {
             Ok(body) => {
                 let _ = buyer.arrivals.send(Arrival { body, keyid });
@@ -103,9 +100,12 @@ async fn receive(State(buyer): State<Buyer>, uri: Uri, headers: HeaderMap, body:
             Err(_) => StatusCode::BAD_REQUEST.into_response(),
         },
         Err(refusal) => {
-            eprintln!("refused: {refusal}");
-            let challenge = format!("Signature error=\"{}\"", refusal.code());
+            eprintln!("refused: {refusal}: {}", refusal.explain());
+            let challenge = format!("Signature error=\"{refusal}\"");
             (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response()
         }
     }
 }
+
+/// For one key, within the six minutes that a signature can live.
+const MAX_NONCES: usize = 100_000;

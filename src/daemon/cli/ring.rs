@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 
 use crate::daemon::config::Config;
 use crate::daemon::run::{read_keys, sender};
-use crate::task::{CallbackUrl, TaskId, Terminal, UrlSchemes};
-use crate::webhook::{Envelope, IdempotencyKey, Outcome, Prepared};
+use crate::task::{CallbackUrl, OperationId, TaskId, TaskType, Terminal, UrlSchemes};
+use crate::webhook::{Envelope, IdempotencyKey, Outcome, Prepared, Signer};
 
 #[derive(Debug, Args)]
 pub(super) struct Ring {
@@ -28,43 +28,38 @@ impl Ring {
         let schemes = if config.guard.allow_http { UrlSchemes::AllowHttp } else { UrlSchemes::HttpsOnly };
         let url = CallbackUrl::parse(&self.url, schemes)?;
         let keys = read_keys(&config.key_files)?;
-        if keys.signer().is_none() {
+        if keys.signing().is_none() {
             bail!("signing.key_files: no key to sign with; make one with `taskbell keys generate`");
         }
-        let sender = sender(config, keys)?;
+        let (sender, signer) = (sender(config)?, Signer::new(keys, config.legacy));
         let (now, key) = (SystemTime::now(), IdempotencyKey::of_row(uuid::Uuid::new_v4()));
         let result = RawValue::from_string(r#"{"test":true,"message":"taskbell ring"}"#.to_owned())?;
         let body = Envelope {
-            key: &key,
-            operation_id: &self.operation_id,
-            task_id: TaskId::random().as_str(),
-            task_type: &self.task_type,
+            idempotency_key: &key,
+            operation_id: &OperationId::parse(&self.operation_id)?,
+            task_id: &TaskId::random(),
+            task_type: &TaskType::parse(self.task_type)?,
             status: Terminal::Completed,
-            occurred_at: now,
+            timestamp: now,
             token: None,
-            document: Some(&result),
+            result: Some(&result),
             context: None,
         }
         .render()?;
         let began = tokio::time::Instant::now();
-        let outcome = sender.send(&Prepared { url, key, body, authentication: None }, now).await;
+        let prepared = Prepared { url, key, body, authentication: None };
+        let outcome = sender.send(&prepared, &signer, now, config.deadline).await;
         let took: Duration = began.elapsed();
-        match outcome {
-            Outcome::Answered { status: status @ 200..=299, .. } => {
-                println!("{status} after {took:.0?}: accepted");
+        let status = outcome.status().map_or_else(String::new, |status| format!("{status} "));
+        match (&outcome, outcome.reason()) {
+            (_, None) => {
+                println!("{status}after {took:.0?}: accepted");
                 Ok(())
             }
-            Outcome::Answered { status, signature_refused: true, .. } => Err(anyhow!(
-                "{status} after {took:.0?}: the receiver refused our signature; does it have our JWKS?"
-            )),
-            Outcome::Answered { status, .. } => Err(anyhow!("{status} after {took:.0?}")),
-            Outcome::AddressRefused => Err(anyhow!("the URL may not be called from here (guard)")),
-            Outcome::AnswerRefused => {
-                Err(anyhow!("the host resolves to an address that may not be called (guard)"))
+            (Outcome::Answered { signature_error: Some(named), .. }, _) => {
+                Err(anyhow!("{status}after {took:.0?}: {named}: {}", named.explain()))
             }
-            Outcome::Failed(reason) | Outcome::OwnFault(reason) => {
-                Err(anyhow!("{} ({} after {took:.0?})", reason.explain(), reason.as_str()))
-            }
+            (_, Some(reason)) => Err(anyhow!("{status}after {took:.0?}: {reason}: {}", reason.explain())),
         }
     }
 }

@@ -19,8 +19,7 @@ use figment::providers::Serialized;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::webhook::LegacySchemes;
-use crate::webhook::guard::GuardPolicy;
+use crate::webhook::{GuardPolicy, LegacyModes};
 use crate::worker::RetryPolicy;
 
 /// The commented reference, which is also the defaults.
@@ -76,7 +75,7 @@ pub struct Config {
     /// Private key files, the signing one first.
     pub key_files: Vec<PathBuf>,
     /// Which legacy schemes may be used.
-    pub legacy: LegacySchemes,
+    pub legacy: LegacyModes,
     /// What may be called.
     pub guard: GuardPolicy,
     /// More trusted certificates for buyers' endpoints.

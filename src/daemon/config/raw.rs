@@ -1,12 +1,13 @@
 //! What was typed becomes what it means; what cannot be meant is named.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use figment::value::Dict;
+use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
@@ -15,8 +16,7 @@ use crate::daemon::dsn::Dsn;
 use crate::daemon::telemetry;
 use crate::registry::AdcpEnv;
 use crate::task::TaskType;
-use crate::webhook::LegacySchemes;
-use crate::webhook::guard::GuardPolicy;
+use crate::webhook::{GuardPolicy, LegacyModes};
 use crate::worker::RetryPolicy;
 
 macro_rules! sections {
@@ -97,7 +97,7 @@ impl Raw {
             "must not have an empty path",
         );
         let legacy = |scheme: &str, on: bool| on && (!production || says(typed, "legacy", scheme));
-        let legacy = LegacySchemes {
+        let legacy = LegacyModes {
             bearer: legacy("bearer", self.legacy.bearer),
             hmac: legacy("hmac", self.legacy.hmac),
         };
@@ -150,18 +150,26 @@ impl RawGuard {
         let ports: Vec<u16> =
             self.ports.iter().filter_map(|port| u16::try_from(*port).ok().filter(|port| *port > 0)).collect();
         check.refuse(ports.len() != self.ports.len(), "guard.ports", "must be ports from 1 to 65535");
-        let deny = self.deny.iter().enumerate().filter_map(|(at, host)| {
-            let parsed = url::Host::parse(host.trim_start_matches('.'));
-            let wrong = host.contains('*') || parsed.is_err();
-            check.refuse(
-                wrong,
-                &format!("guard.deny[{at}]"),
-                "must be a host, which hosts below it follow; no scheme, port, path or `*`",
-            );
-            parsed.ok().map(|host| host.to_string())
-        });
-        let deny = deny.collect();
-        GuardPolicy { allow_http: self.allow_http, allow_private: self.allow_private, ports, deny }
+        let (mut deny, mut deny_hosts) = (Vec::new(), Vec::new());
+        for (at, entry) in self.deny.iter().enumerate() {
+            let address = entry.parse::<IpNet>().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from));
+            match (address, url::Host::parse(entry.trim_start_matches('.'))) {
+                (Ok(net), _) => deny.push(net),
+                (_, Ok(url::Host::Domain(name))) if !entry.contains('*') => deny_hosts.push(name),
+                _ => check.refuse(
+                    true,
+                    &format!("guard.deny[{at}]"),
+                    "must be a network (192.0.2.0/24), an address, or a host, which hosts below it follow; no scheme, port, path or `*`",
+                ),
+            }
+        }
+        GuardPolicy {
+            allow_http: self.allow_http,
+            allow_private: self.allow_private,
+            ports: Some(ports).filter(|ports| !ports.is_empty()),
+            deny,
+            deny_hosts,
+        }
     }
 }
 

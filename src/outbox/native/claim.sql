@@ -40,7 +40,8 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
        extract(epoch FROM c.retry_until - c.first_attempt_at)::float8,
        extract(epoch FROM now() - c.occurred_at)::float8,
        c.document::text, c.context::text,
-       r.url, r.operation_id, r.token, r.scheme, r.credentials
+       r.url, r.operation_id, r.token, r.scheme, r.credentials,
+       EXISTS (SELECT FROM taskbell.task_type t WHERE t.name = c.task_type)
 FROM claimed c
 LEFT JOIN taskbell.registration r ON r.watch_id = c.watch_id AND r.task_id = c.task_id
 LEFT JOIN LATERAL (

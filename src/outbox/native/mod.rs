@@ -8,7 +8,6 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Object, Pool};
-use secrecy::ExposeSecret;
 use serde_json::value::RawValue;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -18,7 +17,10 @@ use super::{
     Claim, Claimed, Lane, LeaseToken, Outbox, OutboxError, Room, RowId, SettledRows, Settlement, Transition,
     Verdict,
 };
-use crate::task::{Authentication, CallbackUrl, OperationId, Registration, Terminal, UrlSchemes};
+use crate::task::{
+    Authentication, CallbackUrl, OperationId, Registration, RegistrationError, TaskId, TaskType, Terminal,
+    UrlSchemes,
+};
 use crate::webhook::{Envelope, IdempotencyKey, Prepared, Unsendable};
 
 /// `taskbell.outbox`.
@@ -129,25 +131,26 @@ impl NativeOutbox {
     fn prepare(&self, row: &Row) -> Result<Prepared, Unsendable> {
         let registration = registration(row, self.schemes)?;
         let key = IdempotencyKey::of_row(row.get(11));
-        let document = raw(row.get(16))?;
-        let context = raw(row.get(17))?;
+        let document = raw("result", row.get(16))?;
+        let context = raw("context", row.get(17))?;
         let status = match row.get::<_, &str>(5) {
             "completed" => Terminal::Completed,
             "failed" => Terminal::Failed,
-            _ => return Err(Unsendable::Member("status")),
+            _ => return Err(Unsendable::Document { member: "status", problem: "is not terminal" }),
         };
+        let accepted: bool = row.get(23);
         let body = Envelope {
-            key: &key,
-            operation_id: registration.operation_id.as_str(),
-            task_id: row.get(2),
-            task_type: row.get(3),
+            idempotency_key: &key,
+            operation_id: &registration.operation_id,
+            task_id: &TaskId::parse(row.get::<_, &str>(2)).map_err(|_| Unsendable::TaskId)?,
+            task_type: &TaskType::parse(row.get::<_, &str>(3)).map_err(|_| Unsendable::TaskType)?,
             status,
-            occurred_at: row.get(6),
-            token: registration.token.as_ref().map(ExposeSecret::expose_secret),
-            document: document.as_deref(),
+            timestamp: row.get(6),
+            token: registration.token.as_ref(),
+            result: document.as_deref(),
             context: context.as_deref(),
         }
-        .render()?;
+        .render_for(|_| accepted)?;
         Ok(Prepared { url: registration.url, key, body, authentication: registration.authentication })
     }
 }
@@ -237,20 +240,23 @@ impl Columns {
 
 /// The registration as stored, held to the contract once more: another writer may have put it
 /// there without `register_webhook`.
-fn registration(row: &Row, schemes: UrlSchemes) -> Result<Registration, Unsendable> {
+fn registration(row: &Row, schemes: UrlSchemes) -> Result<Registration, RegistrationError> {
     let text = |column: usize| row.get::<_, Option<String>>(column);
     let (Some(url), Some(operation_id)) = (text(18), text(19)) else {
-        return Err(Unsendable::Registration);
+        return Err(RegistrationError { field: "push_notification_config", problem: "is no longer stored" });
     };
     let authentication = match (text(21).as_deref(), text(22)) {
         (None, None) => None,
         (Some("Bearer"), Some(secret)) => Some(Authentication::Bearer(secret.into())),
         (Some("HMAC-SHA256"), Some(secret)) => Some(Authentication::HmacSha256(secret.into())),
-        _ => return Err(Unsendable::Registration),
+        _ => {
+            let problem = "has an unknown scheme, or only half of what it needs";
+            return Err(RegistrationError { field: "authentication", problem });
+        }
     };
     Ok(Registration {
-        url: CallbackUrl::parse(&url, schemes).map_err(|_| Unsendable::Registration)?,
-        operation_id: OperationId::parse(&operation_id).map_err(|_| Unsendable::Registration)?,
+        url: CallbackUrl::parse(&url, schemes)?,
+        operation_id: OperationId::parse(&operation_id)?,
         token: text(20).map(Into::into),
         authentication,
     })
@@ -268,8 +274,9 @@ fn transition(row: &Row) -> Transition {
     }
 }
 
-fn raw(text: Option<String>) -> Result<Option<Box<RawValue>>, Unsendable> {
-    text.map(RawValue::from_string).transpose().map_err(|_| Unsendable::Member("result"))
+fn raw(member: &'static str, text: Option<String>) -> Result<Option<Box<RawValue>>, Unsendable> {
+    let unreadable = |_| Unsendable::Document { member, problem: "is not JSON" };
+    text.map(RawValue::from_string).transpose().map_err(unreadable)
 }
 
 fn count(n: usize) -> i64 {
