@@ -6,7 +6,7 @@
 //! what happened as an [`Outcome`]. What to do about it is the worker's business.
 //!
 //! Nothing here knows Postgres, and rendering reads no clock: times are arguments.
-//! [`Verifier`] is the receiver's half, for the sample buyer and for the tests.
+//! [`verify`] is the receiver's half, for the sample buyer and for the tests.
 
 mod reason;
 mod envelope;
@@ -15,7 +15,7 @@ mod guard;
 mod key;
 mod sign;
 mod send;
-mod verify;
+pub mod verify;
 
 pub use envelope::{Envelope, MAX_BODY_BYTES};
 pub use guard::{AddressRefused, GuardPolicy, Resolver};
@@ -23,7 +23,6 @@ pub use key::{KeyError, KeyRing, SigningAlgorithm, SigningKey};
 pub use reason::{FailureReason, SignatureError, UnknownReason};
 pub use send::{Sender, SenderError, SenderOptions};
 pub use sign::{LegacyModes, Nonce, Signer};
-pub use verify::{Arrived, JwksError, ReplayWindow, Revocation, Verifier, VerifyingKeys};
 
 use std::fmt;
 use std::time::Duration;

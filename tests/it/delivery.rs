@@ -9,9 +9,10 @@ use taskbell::listener::{Doorbell, Listener};
 use taskbell::metrics::TaskTypes;
 use taskbell::outbox::{NativeOutbox, Outbox, Room, Settlement, Verdict};
 use taskbell::task::UrlSchemes;
+use taskbell::webhook::verify::{Arrived, ReplayWindow, Revocation, Verifier, VerifyingKeys};
 use taskbell::webhook::{
-    Arrived, FailureReason, GuardPolicy, KeyRing, LegacyModes, ReplayWindow, Revocation, Sender,
-    SenderOptions, Signer, SigningAlgorithm, SigningKey, Verifier, VerifyingKeys,
+    FailureReason, GuardPolicy, KeyRing, LegacyModes, Sender, SenderOptions, Signer, SigningAlgorithm,
+    SigningKey,
 };
 use taskbell::worker::{RetryPolicy, Worker, WorkerSettings, World};
 use tokio_util::sync::CancellationToken;

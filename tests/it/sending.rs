@@ -12,10 +12,10 @@ use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use taskbell::daemon::database::tls_config;
 use taskbell::task::{CallbackUrl, UrlSchemes};
+use taskbell::webhook::verify::{Arrived, ReplayWindow, Revocation, Verifier, VerifyingKeys};
 use taskbell::webhook::{
-    Arrived, FailureReason, GuardPolicy, IdempotencyKey, KeyRing, LegacyModes, Outcome, Prepared,
-    ReplayWindow, Revocation, Sender, SenderOptions, SignatureError, Signer, SigningAlgorithm, SigningKey,
-    Verifier, VerifyingKeys,
+    FailureReason, GuardPolicy, IdempotencyKey, KeyRing, LegacyModes, Outcome, Prepared, Sender,
+    SenderOptions, SignatureError, Signer, SigningAlgorithm, SigningKey,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -28,7 +28,8 @@ use crate::daemon::{run, telemetry};
 use crate::migrations;
 use crate::registry::{NewTask, PostgresTaskRegistry, Scope, TaskRegistry};
 use crate::task::{AccountId, Registration, TaskId, TaskType, UrlSchemes};
-use crate::webhook::{KeyRing, SigningAlgorithm, SigningKey, VerifyingKeys};
+use crate::webhook::verify::VerifyingKeys;
+use crate::webhook::{KeyRing, SigningAlgorithm, SigningKey};
 
 #[derive(Debug, Args)]
 pub(super) struct Dev {

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::webhook::{Arrived, ReplayWindow, Revocation, Verifier, VerifyingKeys};
+use crate::webhook::verify::{Arrived, ReplayWindow, Revocation, Verifier, VerifyingKeys};
 
 #[derive(Debug, Args)]
 pub(super) struct Receive {
