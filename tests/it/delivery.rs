@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use taskbell::daemon::database::tls_config;
 use taskbell::listener::{Doorbell, Listener};
 use taskbell::metrics::TaskTypes;
-use taskbell::outbox::{NativeOutbox, Outbox, Room, Settlement, Verdict};
+use taskbell::outbox::{NativeOptions, NativeOutbox, Outbox, Room, Settlement, Verdict};
 use taskbell::task::UrlSchemes;
 use taskbell::webhook::verify::{Arrived, ReplayWindow, Revocation, Verifier, VerifyingKeys};
 use taskbell::webhook::{
@@ -51,7 +51,7 @@ impl Daemon {
     ) -> Self {
         let key = SigningKey::generate(SigningAlgorithm::Ed25519, Some("test-key")).unwrap();
         let keys = KeyRing::new(vec![key]).unwrap();
-        let jwks = keys.jwks();
+        let jwks = keys.jwks(SystemTime::now());
         let sender = Sender::new(
             tls_config(Some(receiver.ca_file.path())).unwrap(),
             GuardPolicy { allow_private: true, ..GuardPolicy::default() },
@@ -93,7 +93,15 @@ impl Daemon {
 }
 
 fn outbox(database: &TestDatabase) -> NativeOutbox {
-    NativeOutbox::new(database.pool(), Duration::from_secs(60), DAY, UrlSchemes::HttpsOnly)
+    NativeOutbox::new(
+        database.pool(),
+        NativeOptions {
+            lease: Duration::from_secs(60),
+            horizon: DAY,
+            schemes: UrlSchemes::HttpsOnly,
+            sealing: Arc::default(),
+        },
+    )
 }
 
 fn verify(post: &Post, url: &str, jwks: &Value) -> Result<String, String> {

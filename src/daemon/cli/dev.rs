@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Args;
@@ -24,6 +24,7 @@ use super::stop_on_signal;
 use crate::daemon::config::{Config, Sources};
 use crate::daemon::database::Connector;
 use crate::daemon::embedded::{self, EmbeddedOptions, EmbeddedPostgres, usable_directory};
+use crate::daemon::keys::read_ring;
 use crate::daemon::{run, telemetry};
 use crate::migrations;
 use crate::registry::{NewTask, PostgresTaskRegistry, Scope, TaskRegistry};
@@ -114,16 +115,17 @@ impl Dev {
         dsn: &str,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let keys = match config.key_files.as_slice() {
+        let ring = match config.signing.default.key_files.as_slice() {
             [] => KeyRing::new(vec![SigningKey::generate(SigningAlgorithm::Ed25519, Some("taskbell-dev"))?])?,
-            files => run::read_keys(files)?,
+            files => read_ring(files)?,
         };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let callback = format!("http://{}/adcp/webhooks", listener.local_addr()?);
         let stage = Arc::new(Stage { began: Instant::now(), settled: Mutex::default(), out: Mutex::new(()) });
         let (arrivals, arrived) = mpsc::unbounded_channel();
         // Whoever ends, ends all.
-        let (parts, published) = (TaskTracker::new(), VerifyingKeys::parse(&keys.jwks().to_string())?);
+        let (parts, published) =
+            (TaskTracker::new(), VerifyingKeys::parse(&ring.jwks(SystemTime::now()).to_string())?);
         let buyer = parts.spawn({
             let stop = stop.clone();
             async move { receive::serve(listener, published, "http".to_owned(), arrivals, stop).await }
@@ -144,7 +146,7 @@ impl Dev {
         if TcpListener::bind(config.admin).await.is_err() {
             config.admin.set_port(0);
         }
-        let running = run::run(config, keys, stop.clone(), |admin| {
+        let running = run::run(config, ring.into(), stop.clone(), |admin| {
             println!("metrics     http://{admin}/metrics");
             println!("database    {dsn}\n");
         });

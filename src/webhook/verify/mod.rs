@@ -284,7 +284,7 @@ mod tests {
         for algorithm in [SigningAlgorithm::Ed25519, SigningAlgorithm::EcdsaP256] {
             let key = SigningKey::generate(algorithm, Some("a \"quoted\\ kid")).unwrap();
             let ring = KeyRing::new(vec![key]).unwrap();
-            let keys = VerifyingKeys::parse(&ring.jwks().to_string()).unwrap();
+            let keys = VerifyingKeys::parse(&ring.jwks(UNIX_EPOCH).to_string()).unwrap();
             let verifier = Verifier::new(keys, Revocation::default(), ReplayWindow::new(10));
             let url = "https://B\u{fc}cher.example:443/a/%2e%2e/h%7ek/\u{e9}?q='%7e\u{e9}#f";
             let prepared = Prepared {
@@ -292,6 +292,7 @@ mod tests {
                 key: IdempotencyKey::parse("whk_00000000-0000-4000-8000-000000000001").unwrap(),
                 body: Bytes::from_static(b"{}"),
                 authentication: None,
+                signing_scope: None,
             };
             let now = UNIX_EPOCH + Duration::from_secs(1_776_520_800);
             let headers = Signer::new(ring, LegacyModes::default()).headers(&prepared, now).unwrap();
