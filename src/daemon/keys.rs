@@ -106,4 +106,4 @@ pub async fn follow(signing: Signing, signer: Arc<Signer>, stop: CancellationTok
 }
 
 /// A rotation gives an hour; this much of it may be lost.
-const EVERY: Duration = Duration::from_secs(15);
+const EVERY: Duration = Duration::from_secs(5);

@@ -10,10 +10,10 @@ use crate::support::{TestDatabase, issue};
 
 /// What one command said.
 #[derive(Debug)]
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Said {
@@ -24,7 +24,7 @@ impl Said {
 }
 
 /// `taskbell` in an environment of its own, with the default configuration.
-fn taskbell(database: Option<&TestDatabase>, arguments: &[&str]) -> Command {
+pub fn taskbell(database: Option<&TestDatabase>, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_taskbell"));
     command.env_clear().args(arguments).kill_on_drop(true).stdin(Stdio::null());
     if let Some(database) = database {
@@ -33,7 +33,7 @@ fn taskbell(database: Option<&TestDatabase>, arguments: &[&str]) -> Command {
     command
 }
 
-async fn run(mut command: Command) -> Said {
+pub async fn run(mut command: Command) -> Said {
     let output = command.output().await.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
