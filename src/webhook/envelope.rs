@@ -144,7 +144,7 @@ impl Body {
         if bytes > MAX_DOCUMENT_BYTES {
             return Err(Unsendable::TooLarge { bytes });
         }
-        json::copy_compact(value.get(), &mut self.0).map_err(|fault| match fault {
+        json::copy_compact(value.get(), json::MAX_DEPTH, &mut self.0).map_err(|fault| match fault {
             Fault::DuplicateKey => Unsendable::DuplicateKey { member },
             Fault::TooDeep => Unsendable::Document { member, problem: "is nested too deeply" },
             Fault::Key => Unsendable::Document { member, problem: "has a key that is no Unicode text" },

@@ -181,14 +181,19 @@ pub(super) fn content_digest(body: &[u8]) -> String {
 
 /// AdCP's legacy HMAC: over `timestamp.body`, keyed with the UTF-8 text of the secret.
 fn hmac_sha256(secret: &str, timestamp: &str, body: &[u8]) -> String {
-    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()));
-    context.update(timestamp.as_bytes());
-    context.update(b".");
-    context.update(body);
-    context.sign().as_ref().iter().fold(String::from("sha256="), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    hmac::sign(&key, &hmac_message(timestamp, body)).as_ref().iter().fold(
+        String::from("sha256="),
+        |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        },
+    )
+}
+
+/// What the legacy HMAC covers.
+pub(super) fn hmac_message(timestamp: &str, body: &[u8]) -> Vec<u8> {
+    [timestamp.as_bytes(), b".", body].concat()
 }
 
 /// An sf-string (RFC 8941 §4.1.6); a `kid` has only characters that may stand in one.
@@ -215,7 +220,7 @@ pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-d
 pub(super) const SIGNATURE_INPUT: HeaderName = HeaderName::from_static("signature-input");
 pub(super) const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 pub(super) const X_ADCP_SIGNATURE: HeaderName = HeaderName::from_static("x-adcp-signature");
-const X_ADCP_TIMESTAMP: HeaderName = HeaderName::from_static("x-adcp-timestamp");
+pub(super) const X_ADCP_TIMESTAMP: HeaderName = HeaderName::from_static("x-adcp-timestamp");
 /// Signed as sent, so without a charset.
 const JSON: &str = "application/json";
 
