@@ -10,12 +10,16 @@ mod registration;
 mod target;
 #[cfg(feature = "sealing")]
 mod sealing;
+#[cfg(feature = "sealing")]
+mod sdk_envelope;
 
 pub use id::{AccountId, IdError, TaskId};
 pub use kind::{TaskType, protocol_of, task_types};
 pub use registration::{
     Authentication, CallbackUrl, OperationId, Registration, RegistrationError, SigningScope, UrlSchemes,
 };
+#[cfg(feature = "sealing")]
+pub use sdk_envelope::{SdkDelivery, SdkKeyError, SdkKeys, SdkOpenError, SdkRow, SdkSealError, SdkSealed};
 #[cfg(feature = "sealing")]
 pub use sealing::{Binding, OpenError, SealError, Sealed, SealingKey, SealingKeyError, SealingKeys, Secrets};
 pub use state::{Open, Status, TaskState, Terminal, UnknownState};

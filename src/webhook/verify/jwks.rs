@@ -29,7 +29,8 @@ impl VerifyingKeys {
         struct Document {
             keys: Vec<serde_json::Value>,
         }
-        let document: Document = serde_json::from_str(text).map_err(|_| JwksError)?;
+        let is_object = text.trim_start().starts_with('{');
+        let document: Document = serde_json::from_str(text).ok().filter(|_| is_object).ok_or(JwksError)?;
         let keys = document.keys.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
         Ok(Self(keys.filter_map(Jwk::verifying_key).collect()))
     }
@@ -110,6 +111,6 @@ mod tests {
         let keys = VerifyingKeys::parse(text).unwrap();
         assert_eq!(keys.0.len(), 1);
         assert!(!keys.find("k").unwrap().is_for_webhooks());
-        assert!(VerifyingKeys::parse("[]").is_err());
+        assert!(VerifyingKeys::parse("[]").is_err() && VerifyingKeys::parse("[[]]").is_err());
     }
 }

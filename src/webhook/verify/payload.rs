@@ -49,6 +49,10 @@ impl Payload {
         }
         let text = std::str::from_utf8(body).map_err(|_| PayloadError::NotJson)?;
         let whole: &RawValue = serde_json::from_str(text).map_err(|_| PayloadError::NotJson)?;
+        // An array of the right length would be read as the members in their order.
+        if !whole.get().starts_with('{') {
+            return Err(PayloadError::NotAnEnvelope);
+        }
         json::copy_compact(whole.get(), MAX_DEPTH, &mut Vec::with_capacity(body.len())).map_err(|fault| {
             match fault {
                 Fault::DuplicateKey => PayloadError::DuplicateKey,
@@ -206,6 +210,24 @@ mod tests {
             (format!("{text} {text}"), PayloadError::NotJson),
             (text.replace("[1]", "[NaN]"), PayloadError::NotJson),
             ("[]".to_owned(), PayloadError::NotAnEnvelope),
+            (
+                json!([
+                    "whk_0123456789abcdef",
+                    null,
+                    "op",
+                    "t",
+                    "x",
+                    null,
+                    "completed",
+                    "now",
+                    null,
+                    null,
+                    null,
+                    null
+                ])
+                .to_string(),
+                PayloadError::NotAnEnvelope,
+            ),
             (envelope(json!({ "task_id": 7 })).to_string(), PayloadError::NotAnEnvelope),
             (envelope(json!({ "operation_id": "a b" })).to_string(), PayloadError::Invalid("operation_id")),
             (envelope(json!({ "timestamp": null })).to_string(), PayloadError::Missing("timestamp")),
