@@ -143,10 +143,12 @@ CREATE INDEX transition_task ON taskbell.transition (task_id, occurred_at);
 COMMENT ON COLUMN taskbell.transition.url IS 'Without query and fragment.';
 
 -- Every attempt, with closed words for what happened.
+-- `source`: whose outbox the row stands in; `native` is ours, `sealed` the Python SDK's.
 CREATE TABLE taskbell.attempt (
+    source          text NOT NULL DEFAULT 'native' CHECK (source IN ('native', 'sealed')),
     outbox_id       bigint NOT NULL,
     task_id         text COLLATE "C" NOT NULL,
-    idempotency_key uuid NOT NULL,
+    idempotency_key text COLLATE "C" NOT NULL,
     attempt         integer NOT NULL,
     started_at      timestamptz NOT NULL,
     duration_ms     integer NOT NULL,

@@ -3,14 +3,15 @@
 -- Every webhook owed or settled, newest last. No secrets: URLs without query and fragment.
 CREATE VIEW taskbell.delivery AS
     SELECT o.id AS delivery_id, o.watch_id, o.task_id, o.account_id, o.task_type, o.to_state AS task_state,
-           o.state, o.lane, regexp_replace(r.url, '[?#].*$', '') AS url, r.operation_id, o.idempotency_key,
+           o.state, o.lane, regexp_replace(r.url, '[?#].*$', '') AS url, r.operation_id,
+           'whk_' || o.idempotency_key AS idempotency_key,
            o.attempt_count, o.occurred_at, o.first_attempt_at, o.retry_until, o.available_at AS next_attempt_at,
            NULL::timestamptz AS settled_at, o.last_status, o.last_reason
     FROM taskbell.outbox o LEFT JOIN taskbell.registration r USING (watch_id, task_id)
     WHERE o.lane IS NOT NULL
 UNION ALL
     SELECT t.outbox_id, t.watch_id, t.task_id, t.account_id, t.task_type, t.to_state,
-           t.delivery, t.lane, t.url, t.operation_id, t.idempotency_key,
+           t.delivery, t.lane, t.url, t.operation_id, 'whk_' || t.idempotency_key,
            t.attempt_count, t.occurred_at, t.first_attempt_at, NULL, NULL,
            t.settled_at, t.last_status, t.last_reason
     FROM taskbell.transition t WHERE t.delivery IS NOT NULL;
@@ -34,7 +35,8 @@ CREATE VIEW taskbell.webhook_activity AS
                 WHEN a.reason = 'timeout' THEN 'timeout' ELSE 'connection_error' END AS status,
            d.url, a.status AS http_status_code, a.duration_ms AS response_time_ms, a.reason AS error_message,
            a.body_bytes AS payload_size_bytes
-    FROM taskbell.attempt a JOIN taskbell.delivery d ON d.delivery_id = a.outbox_id;
+    FROM taskbell.attempt a JOIN taskbell.delivery d ON d.delivery_id = a.outbox_id
+    WHERE a.source = 'native';
 
 -- Sends a dead letter again, with its key and its body, and rings. Past its horizon it must be
 -- said so: the buyer may have forgotten the key and take the webhook for a new one.

@@ -1,6 +1,7 @@
-//! The table of webhooks owed: claim under a lease, settle under its token.
+//! The tables of webhooks owed: claim under a lease, settle under its token.
 //!
-//! [`Outbox`] is the seam between the worker and a table. A claim is a timed right to make one
+//! [`Outbox`] is the seam between the worker and a table: ours ([`native`]), the Python SDK's
+//! ([`sealed`]), or both at once ([`Outboxes`]). A claim is a timed right to make one
 //! attempt; settling matches row *and* token, so whoever lost the lease changes nothing. The
 //! database's clock says what is due, who holds a lease and when the horizon has passed.
 //!
@@ -15,6 +16,8 @@
 //! ```
 
 pub mod native;
+pub mod sealed;
+mod both;
 
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +25,9 @@ use uuid::Uuid;
 
 use crate::webhook::{FailureReason, Outcome, Prepared};
 
+pub use both::Outboxes;
 pub use native::{NativeOptions, NativeOutbox};
+pub use sealed::{SealedOptions, SealedOutbox};
 
 /// A table of webhooks owed.
 pub trait Outbox: Send + Sync + 'static {
@@ -46,9 +51,48 @@ pub trait Outbox: Send + Sync + 'static {
     fn ring(&self) -> impl Future<Output = Result<(), OutboxError>> + Send;
 }
 
+/// Which table a webhook is owed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// `taskbell.outbox`.
+    Native,
+    /// The AdCP Python SDK's, whose rows are encrypted and whose rules are the SDK's.
+    Sealed,
+}
+
+impl Source {
+    /// The word in logs, metrics and the attempt log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Sealed => "sealed",
+        }
+    }
+}
+
 /// Identifies a row of an outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RowId(pub i64);
+pub struct RowId {
+    /// The table.
+    pub source: Source,
+    /// Its key there.
+    pub id: i64,
+}
+
+impl RowId {
+    /// A row of `taskbell.outbox`.
+    #[must_use]
+    pub fn native(id: i64) -> Self {
+        Self { source: Source::Native, id }
+    }
+
+    /// A row of the SDK's outbox.
+    #[must_use]
+    pub fn sealed(id: i64) -> Self {
+        Self { source: Source::Sealed, id }
+    }
+}
 
 /// Proof of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,3 +248,11 @@ pub enum OutboxError {
     #[error("the database refused a statement")]
     Database(#[from] tokio_postgres::Error),
 }
+
+/// A number for a column that is narrower: at the limit it stays there.
+fn clamp(n: impl TryInto<i32>) -> i32 {
+    n.try_into().unwrap_or(i32::MAX)
+}
+
+/// Wakes whoever sleeps; rung from a connection of our own, never in a seller's transaction.
+const RING: &str = "SELECT pg_notify('taskbell', '')";

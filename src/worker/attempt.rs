@@ -60,8 +60,12 @@ pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, tic
     let (started_at, began) = (means.world.now(), Instant::now());
     let outcome = means.sender.send(prepared, &means.signer, started_at, means.deadline).await;
     let duration = began.elapsed();
-    let facts =
-        Facts { attempt: ticket.attempt, since_first: ticket.since_first, chance: means.world.chance() };
+    let facts = Facts {
+        source: ticket.row.source,
+        attempt: ticket.attempt,
+        since_first: ticket.since_first,
+        chance: means.world.chance(),
+    };
     let (verdict, reason) = (means.policy.judge(&outcome, facts), outcome.reason());
     let status = outcome.status();
     names::observe_attempt(duration, reason);
@@ -102,9 +106,14 @@ pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, tic
 
 /// The settlement of a row that nothing was sent for.
 pub(super) fn unsent<W: World>(outcome: &Outcome, claim: &Claim, policy: &RetryPolicy, world: &W) -> Settled {
-    let facts = Facts { attempt: claim.attempt, since_first: claim.since_first, chance: world.chance() };
+    let facts = Facts {
+        source: claim.row.source,
+        attempt: claim.attempt,
+        since_first: claim.since_first,
+        chance: world.chance(),
+    };
     let (verdict, reason) = (policy.judge(outcome, facts), outcome.reason());
-    let (row, task) = (claim.row.0, claim.task_id.as_str());
+    let (row, task) = (claim.row.id, claim.task_id.as_str());
     match outcome {
         Outcome::Unsendable(why) => {
             tracing::error!(row.id = row, task.id = task, %why, "no webhook can be made of this row");

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::outbox::Verdict;
+use crate::outbox::{Source, Verdict};
 use crate::webhook::Outcome;
 
 /// When to try again.
@@ -27,6 +27,8 @@ impl Default for RetryPolicy {
 /// The attempt that is judged.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts {
+    /// Whose rules count.
+    pub source: Source,
     /// Its number, from 1.
     pub attempt: u32,
     /// Since the first attempt began.
@@ -42,6 +44,13 @@ impl RetryPolicy {
     /// row, by the database's clock.
     #[must_use]
     pub fn judge(&self, outcome: &Outcome, facts: Facts) -> Verdict {
+        match facts.source {
+            Source::Native => self.judge_native(outcome, facts),
+            Source::Sealed => judge_sealed(outcome, facts),
+        }
+    }
+
+    fn judge_native(&self, outcome: &Outcome, facts: Facts) -> Verdict {
         match outcome {
             Outcome::Answered { status, retry_after, signature_error } => match status {
                 200..=299 => Verdict::Acknowledge,
@@ -78,6 +87,26 @@ impl RetryPolicy {
     }
 }
 
+/// The AdCP Python SDK's verdicts and delays, for rows that its own worker may settle too.
+fn judge_sealed(outcome: &Outcome, facts: Facts) -> Verdict {
+    let exponent = facts.attempt.saturating_sub(1).min(30);
+    let delay = SDK_BASE.saturating_mul(1 << exponent).min(SDK_MAX);
+    let release = Verdict::Release { after: delay.mul_f64(0.5 + facts.chance / 2.0) };
+    match outcome {
+        Outcome::Answered { status: 200..=299, .. } => Verdict::Acknowledge,
+        Outcome::Answered { status: 408 | 425 | 429 | 500.., .. } | Outcome::Failed(_) => release,
+        Outcome::Answered { .. }
+        | Outcome::AddressRefused
+        | Outcome::AnswerRefused
+        | Outcome::Unsendable(_) => Verdict::DeadLetter,
+        // Nothing that the SDK knows: ours to repair, and the row comes back to whoever can send it.
+        Outcome::OwnFault(_) => Verdict::Release { after: OWN_FAULT_DELAY },
+        Outcome::Superseded => Verdict::Supersede,
+    }
+}
+
+const SDK_BASE: Duration = Duration::from_secs(1);
+const SDK_MAX: Duration = Duration::from_secs(30);
 /// Gateways are redeployed and credentials fixed within hours, not seconds.
 const SLOWLY: Duration = Duration::from_secs(300);
 /// Long enough for a poisoned cache to expire.
@@ -100,7 +129,7 @@ mod tests {
     }
 
     fn first(chance: f64) -> Facts {
-        Facts { attempt: 1, since_first: Duration::ZERO, chance }
+        Facts { source: Source::Native, attempt: 1, since_first: Duration::ZERO, chance }
     }
 
     #[test]
@@ -162,7 +191,7 @@ mod tests {
         let mut at = 0.0;
         let mut attempt = 1;
         while at < 86_400.0 {
-            let facts = |chance| Facts { attempt, since_first: Duration::ZERO, chance };
+            let facts = |chance| Facts { attempt, ..first(chance) };
             let delay = |chance| match policy.judge(&answered(503), facts(chance)) {
                 Verdict::Release { after } => after.as_secs_f64(),
                 other => panic!("{other:?}"),

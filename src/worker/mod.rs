@@ -274,7 +274,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 Ok(prepared) => {
                     let span = tracing::info_span!(
                         "attempt",
-                        row.id = claim.row.0,
+                        source = claim.row.source.as_str(),
+                        row.id = claim.row.id,
                         task.id = claim.task_id,
                         attempt = claim.attempt
                     );
@@ -331,7 +332,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
             // A panic ends its attempt, not the daemon; a cancelled attempt is given back.
             Err(error) => {
                 if error.is_panic() {
-                    tracing::error!(row.id = claim.row.0, task.id = claim.task_id, "an attempt panicked");
+                    tracing::error!(
+                        source = claim.row.source.as_str(),
+                        row.id = claim.row.id,
+                        task.id = claim.task_id,
+                        "an attempt panicked"
+                    );
                 }
                 let after = if error.is_panic() { PANIC_DELAY } else { Duration::ZERO };
                 let verdict = match error.is_panic() {
@@ -359,7 +365,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             if rows.lost.contains(&ended.settlement.row) {
                 counter!(names::LEASES_LOST).increment(1);
                 tracing::warn!(
-                    row.id = ended.settlement.row.0,
+                    row.id = ended.settlement.row.id,
                     "the lease was lost before the attempt was settled"
                 );
             } else if rows.expired.contains(&ended.settlement.row) {

@@ -220,12 +220,12 @@ async fn past_the_horizon_a_row_expires_and_only_a_person_sends_it_again() {
     let past = "UPDATE taskbell.outbox SET first_attempt_at = now() - interval '25 hours', retry_until = now() - interval '1 hour'";
     client.batch_execute(past).await.unwrap();
     let refused =
-        client.query_one("SELECT taskbell.retry_delivery($1)::text", &[&claim.row.0]).await.unwrap_err();
+        client.query_one("SELECT taskbell.retry_delivery($1)::text", &[&claim.row.id]).await.unwrap_err();
     assert!(refused.as_db_error().unwrap().message().contains("horizon"));
-    client.query_one("SELECT taskbell.retry_delivery($1, true)::text", &[&claim.row.0]).await.unwrap();
+    client.query_one("SELECT taskbell.retry_delivery($1, true)::text", &[&claim.row.id]).await.unwrap();
     let again = outbox.claim(&room(1)).await.unwrap().claims.remove(0);
     assert_eq!(again.prepared.unwrap().body, claim.prepared.unwrap().body);
-    client.query_one("SELECT taskbell.cancel_delivery($1)::text", &[&claim.row.0]).await.unwrap();
+    client.query_one("SELECT taskbell.cancel_delivery($1)::text", &[&claim.row.id]).await.unwrap();
     assert_eq!(delivery(&client, "task_a").await["state"], "cancelled");
 }
 

@@ -106,7 +106,8 @@ impl Deliveries {
 }
 
 /// Of both the outbox and the journal, as `taskbell.delivery` shows them.
-const STATES: [&str; 6] = ["pending", "in_flight", "expired", "invalid", "delivered", "cancelled"];
+const STATES: [&str; 7] =
+    ["pending", "in_flight", "expired", "invalid", "delivered", "superseded", "cancelled"];
 const LIST: &str = include_str!("deliveries_list.sql");
 const SHOW: &str = include_str!("deliveries_show.sql");
 const ATTEMPTS: &str = include_str!("deliveries_attempts.sql");

@@ -27,7 +27,7 @@ WITH answer AS (
 ), logged AS (
     INSERT INTO taskbell.attempt (outbox_id, task_id, idempotency_key, attempt, started_at, duration_ms, status,
                                   verdict, body_bytes)
-    SELECT g.id, g.task_id, g.idempotency_key, g.attempt_count, g.started_at, g.duration_ms, g.status,
+    SELECT g.id, g.task_id, 'whk_' || g.idempotency_key, g.attempt_count, g.started_at, g.duration_ms, g.status,
            'acknowledge', g.body_bytes
     FROM gone g WHERE g.started_at IS NOT NULL
 )

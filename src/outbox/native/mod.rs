@@ -98,7 +98,7 @@ impl NativeOutbox {
                 ],
             )
             .await?;
-        Ok(rows.iter().map(|row| RowId(row.get(0))).collect())
+        Ok(rows.iter().map(|row| RowId::native(row.get(0))).collect())
     }
 
     async fn release(
@@ -127,13 +127,13 @@ impl NativeOutbox {
                 ],
             )
             .await?;
-        Ok(rows.iter().map(|row| (RowId(row.get(0)), row.get(1))).collect())
+        Ok(rows.iter().map(|row| (RowId::native(row.get(0)), row.get(1))).collect())
     }
 
     fn claim_of(&self, row: &Row, token: Uuid) -> Claim {
         let seconds = |column: usize| Duration::from_secs_f64(row.get::<_, f64>(column).max(0.0));
         Claim {
-            row: RowId(row.get(0)),
+            row: RowId::native(row.get(0)),
             lease: LeaseToken(token),
             task_id: row.get(2),
             task_type: row.get(3),
@@ -188,7 +188,7 @@ impl Outbox for NativeOutbox {
     }
 
     async fn ring(&self) -> Result<(), OutboxError> {
-        Ok(self.pool.get().await?.batch_execute(RING).await?)
+        Ok(self.pool.get().await?.batch_execute(super::RING).await?)
     }
 }
 
@@ -211,7 +211,7 @@ impl Columns {
         let mut columns = Self::default();
         for settlement in settlements {
             let attempt = settlement.attempt.as_ref();
-            columns.rows.push(settlement.row.0);
+            columns.rows.push(settlement.row.id);
             columns.tokens.push(settlement.lease.0);
             columns.verdicts.push(match settlement.verdict {
                 Verdict::Unclaim { .. } => "unclaim",
@@ -222,10 +222,10 @@ impl Columns {
                 Verdict::Acknowledge | Verdict::Supersede | Verdict::DeadLetter => 0.0,
             });
             columns.started_at.push(attempt.map(|attempt| attempt.started_at));
-            columns.duration_ms.push(attempt.map(|attempt| clamp(attempt.duration.as_millis())));
+            columns.duration_ms.push(attempt.map(|attempt| super::clamp(attempt.duration.as_millis())));
             columns.statuses.push(attempt.and_then(|attempt| attempt.status).map(i32::from));
             columns.reasons.push(settlement.reason.map(|reason| reason.as_str()));
-            columns.body_bytes.push(attempt.map(|attempt| clamp(attempt.body_bytes)));
+            columns.body_bytes.push(attempt.map(|attempt| super::clamp(attempt.body_bytes)));
         }
         columns
     }
@@ -247,17 +247,12 @@ fn count(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-fn clamp(n: impl TryInto<i32>) -> i32 {
-    n.try_into().unwrap_or(i32::MAX)
-}
-
 const JOURNAL: &str = include_str!("journal.sql");
 const CLAIM: &str = include_str!("claim.sql");
 const ACKNOWLEDGE: &str = include_str!("acknowledge.sql");
 const RELEASE: &str = include_str!("release.sql");
 const NEXT_DUE: &str = include_str!("next_due.sql");
 const EXPIRE: &str = include_str!("expire.sql");
-const RING: &str = "SELECT pg_notify('taskbell', '')";
 /// Transitions in one go: enough to keep up with any seller, small enough to stay a short statement.
 const JOURNAL_ROWS: i64 = 500;
 const EXPIRE_ROWS: i64 = 1000;

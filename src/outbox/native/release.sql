@@ -26,7 +26,7 @@ WITH answer AS (
 ), logged AS (
     INSERT INTO taskbell.attempt (outbox_id, task_id, idempotency_key, attempt, started_at, duration_ms, status,
                                   reason, verdict, body_bytes)
-    SELECT id, task_id, idempotency_key, attempt_count, started_at, duration_ms, status, reason, verdict, body_bytes
+    SELECT id, task_id, 'whk_' || idempotency_key, attempt_count, started_at, duration_ms, status, reason, verdict, body_bytes
     FROM settled WHERE verdict <> 'unclaim' AND started_at IS NOT NULL
 )
 SELECT id, state = 'expired' FROM settled

@@ -1,0 +1,100 @@
+//! Both tables as one: the worker claims, attempts and settles without asking where a row stands.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::{
+    Claimed, NativeOutbox, Outbox, OutboxError, Room, SealedOutbox, SettledRows, Settlement, Source,
+};
+
+/// The native outbox and, where one is configured, the sealed one.
+pub struct Outboxes {
+    native: NativeOutbox,
+    sealed: Option<SealedOutbox>,
+    /// Whose turn it is to be asked first, so that neither starves behind the other's backlog.
+    sealed_first: AtomicBool,
+}
+
+impl Outboxes {
+    /// Both.
+    #[must_use]
+    pub fn new(native: NativeOutbox, sealed: Option<SealedOutbox>) -> Self {
+        Self { native, sealed, sealed_first: AtomicBool::new(false) }
+    }
+}
+
+impl Outbox for Outboxes {
+    async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
+        let Some(sealed) = &self.sealed else { return self.native.claim(room).await };
+        // What the second one may take depends on what the first one took.
+        let (mut claimed, second) = if self.sealed_first.fetch_xor(true, Ordering::Relaxed) {
+            let first = sealed.claim(room).await?;
+            let second = self.native.claim(&rest(room, &first)).await;
+            (first, second)
+        } else {
+            let first = self.native.claim(room).await?;
+            let second = sealed.claim(&rest(room, &first)).await;
+            (first, second)
+        };
+        match second {
+            Ok(second) => {
+                claimed.transitions.extend(second.transitions);
+                claimed.claims.extend(second.claims);
+            }
+            // What was claimed must be attempted; the other table is asked again in a moment.
+            Err(error) => tracing::error!(%error, "one of the outboxes could not be read"),
+        }
+        Ok(claimed)
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<SettledRows, OutboxError> {
+        let Some(sealed) = &self.sealed else { return self.native.settle(settlements).await };
+        let of = |source| {
+            let rows = settlements.iter().filter(move |settlement| settlement.row.source == source);
+            rows.cloned().collect::<Vec<_>>()
+        };
+        let (native, theirs) = (of(Source::Native), of(Source::Sealed));
+        let (native, theirs) = tokio::try_join!(
+            async {
+                if native.is_empty() { Ok(SettledRows::default()) } else { self.native.settle(&native).await }
+            },
+            async {
+                if theirs.is_empty() { Ok(SettledRows::default()) } else { sealed.settle(&theirs).await }
+            },
+        )?;
+        Ok(SettledRows {
+            lost: native.lost.into_iter().chain(theirs.lost).collect(),
+            expired: native.expired.into_iter().chain(theirs.expired).collect(),
+        })
+    }
+
+    async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
+        let Some(sealed) = &self.sealed else { return self.native.next_due().await };
+        let (native, theirs) = tokio::try_join!(self.native.next_due(), sealed.next_due())?;
+        Ok(native.into_iter().chain(theirs).min())
+    }
+
+    async fn expire(&self) -> Result<u64, OutboxError> {
+        let Some(sealed) = &self.sealed else { return self.native.expire().await };
+        let (native, theirs) = tokio::try_join!(self.native.expire(), sealed.expire())?;
+        Ok(native + theirs)
+    }
+
+    async fn ring(&self) -> Result<(), OutboxError> {
+        self.native.ring().await
+    }
+}
+
+/// The room that is left after a claim.
+fn rest(room: &Room, claimed: &Claimed) -> Room {
+    let mut lanes: HashMap<_, usize> = room.in_flight.iter().cloned().collect();
+    for claim in &claimed.claims {
+        *lanes.entry(claim.lane.clone()).or_default() += 1;
+    }
+    Room {
+        rows: room.rows.saturating_sub(claimed.claims.len()),
+        per_lane: room.per_lane,
+        in_flight: lanes.into_iter().collect(),
+    }
+}

@@ -1,0 +1,41 @@
+-- Takes due rows of the SDK's outbox under a lease: the SDK's own predicate and columns, for
+-- several rows at a time, passing over lanes that are full.
+-- $1 rows, $2 rows per lane, $3 lanes in flight, $4 how many there, $5 lease token, $6 lease seconds
+WITH busy AS (
+    SELECT lane, n FROM unnest($3::text[], $4::bigint[]) AS b(lane, n)
+), candidate AS (
+    SELECT o.id, o.lane, row_number() OVER (PARTITION BY o.lane ORDER BY o.available_at, o.id) AS place
+    FROM (
+        SELECT t.id, t.available_at, l.lane
+        FROM adcp_task_webhook_outbox t
+        CROSS JOIN LATERAL (SELECT coalesce(taskbell.lane_of(t.url), 'none') AS lane) l
+        WHERE (t.retry_until IS NULL OR t.retry_until > now())
+          AND ((t.state = 'pending' AND t.available_at <= now())
+               OR (t.state = 'in_flight' AND t.lease_expires_at <= now()))
+          AND l.lane <> ALL (ARRAY(SELECT lane FROM busy WHERE n >= $2::bigint))
+        ORDER BY t.available_at, t.id
+        LIMIT $1::bigint * 4
+    ) o
+), due AS (
+    SELECT t.id FROM adcp_task_webhook_outbox t
+    WHERE t.id IN (
+        SELECT c.id FROM candidate c LEFT JOIN busy USING (lane)
+        WHERE c.place <= $2::bigint - coalesce(busy.n, 0) ORDER BY c.id LIMIT $1::bigint
+    )
+      AND (t.retry_until IS NULL OR t.retry_until > now())
+      AND ((t.state = 'pending' AND t.available_at <= now())
+           OR (t.state = 'in_flight' AND t.lease_expires_at <= now()))
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE adcp_task_webhook_outbox t
+SET state = 'in_flight', lease_token = $5, lease_expires_at = now() + $6::float8 * interval '1 second',
+    first_attempt_at = coalesce(t.first_attempt_at, now()),
+    retry_until = coalesce(t.retry_until, now() + t.retry_horizon_seconds * interval '1 second'),
+    attempt_count = t.attempt_count + 1, updated_at = now()
+FROM due WHERE t.id = due.id
+RETURNING t.id, t.task_id, t.account_id, t.task_type, t.terminal_status, t.url, t.operation_id, t.idempotency_key,
+          t.signing_scope_id, t.encrypted_body, t.envelope_nonce, t.attempt_count,
+          coalesce(taskbell.lane_of(t.url), 'none'),
+          extract(epoch FROM now() - t.first_attempt_at)::float8,
+          extract(epoch FROM t.retry_until - t.first_attempt_at)::float8,
+          extract(epoch FROM now() - t.created_at)::float8

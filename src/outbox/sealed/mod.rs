@@ -1,0 +1,241 @@
+//! The AdCP Python SDK's outbox: rows that it encrypted, delivered by its own rules.
+//!
+//! Predicates, leases and settles are the SDK's to the letter, so that its `run_worker()` and we
+//! may work on one table at the same time: claims are disjoint, and every settle matches the
+//! lease token. No column that is authenticated with the body is ever written, and the table is
+//! never altered.
+
+mod prepare;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use deadpool_postgres::Pool;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::{Claim, Claimed, Lane, LeaseToken, Outbox, OutboxError, Room, RowId, SettledRows, Settlement};
+use super::{Source, Verdict};
+use crate::task::{SdkKeys, UrlSchemes};
+use crate::webhook::FailureReason;
+
+use prepare::Preparer;
+
+/// The SDK's `adcp_task_webhook_outbox`, under whatever name.
+pub struct SealedOutbox {
+    pool: Pool,
+    lease: Duration,
+    preparer: Preparer,
+    sql: Statements,
+}
+
+/// How a [`SealedOutbox`] finds and opens its rows.
+#[derive(Debug, Clone)]
+pub struct SealedOptions {
+    /// The table: `^[a-z_][a-z0-9_]{0,44}$`, found by `search_path`, or with a schema before it.
+    pub table: String,
+    /// How long a claim is good for; the SDK wants at least 2 s.
+    pub lease: Duration,
+    /// Which URLs may be called.
+    pub schemes: UrlSchemes,
+    /// The application keys of the SDK's processes.
+    pub keys: Arc<SdkKeys>,
+}
+
+struct Statements {
+    claim: String,
+    expire: String,
+    settle: String,
+    next_due: String,
+}
+
+impl SealedOutbox {
+    /// An outbox on a pool of connections.
+    #[must_use]
+    pub fn new(pool: Pool, options: SealedOptions) -> Self {
+        let SealedOptions { table, lease, schemes, keys } = options;
+        let named = |sql: &str| sql.replace(TABLE, &table);
+        let sql = Statements {
+            claim: named(CLAIM),
+            expire: named(EXPIRE),
+            settle: named(SETTLE),
+            next_due: named(NEXT_DUE),
+        };
+        Self { pool, lease, preparer: Preparer { schemes, keys }, sql }
+    }
+
+    fn claim_of(&self, row: &Row, token: Uuid) -> Claim {
+        let seconds = |column: usize| Duration::from_secs_f64(row.get::<_, f64>(column).max(0.0));
+        Claim {
+            row: RowId::sealed(row.get(0)),
+            lease: LeaseToken(token),
+            task_id: row.get(1),
+            task_type: row.get(3),
+            lane: Lane(row.get(12)),
+            attempt: u32::try_from(row.get::<_, i32>(11)).unwrap_or(1),
+            since_first: seconds(13),
+            horizon: seconds(14),
+            owed_for: seconds(15),
+            prepared: self.preparer.prepare(row),
+        }
+    }
+}
+
+impl Outbox for SealedOutbox {
+    async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
+        if room.rows == 0 {
+            return Ok(Claimed::default());
+        }
+        let client = self.pool.get().await?;
+        let (expire, claim) = tokio::try_join!(
+            client.prepare_cached(&self.sql.expire),
+            client.prepare_cached(&self.sql.claim)
+        )?;
+        let token = Uuid::new_v4();
+        let (lanes, counts): (Vec<&str>, Vec<i64>) =
+            room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
+        let (rows, per_lane) = (count(room.rows), count(room.per_lane));
+        let (text, lease) = (token.simple().to_string(), self.lease.as_secs_f64());
+        // In this order on the wire, as the SDK's: expire, then claim.
+        let parameters: [&(dyn ToSql + Sync); 6] = [&rows, &per_lane, &lanes, &counts, &text, &lease];
+        let (_, rows) = tokio::try_join!(
+            client.execute(&expire, &[&EXPIRE_ROWS as &(dyn ToSql + Sync)]),
+            client.query(&claim, &parameters),
+        )?;
+        Ok(Claimed {
+            transitions: Vec::new(),
+            claims: rows.iter().map(|row| self.claim_of(row, token)).collect(),
+        })
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<SettledRows, OutboxError> {
+        let client = self.pool.get().await?;
+        let statement = client.prepare_cached(&self.sql.settle).await?;
+        let columns = Columns::of(settlements);
+        let rows = client
+            .query(
+                &statement,
+                &[
+                    &columns.rows,
+                    &columns.tokens,
+                    &columns.verdicts,
+                    &columns.delays,
+                    &columns.statuses,
+                    &columns.last_errors,
+                    &columns.started_at,
+                    &columns.duration_ms,
+                    &columns.reasons,
+                    &columns.body_bytes,
+                ],
+            )
+            .await?;
+        let written: HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();
+        let expired = rows.iter().filter(|row| row.get(1)).map(|row| RowId::sealed(row.get(0))).collect();
+        let lost = settlements.iter().map(|settlement| settlement.row);
+        let lost = lost.filter(|row| row.source == Source::Sealed && !written.contains(&row.id)).collect();
+        Ok(SettledRows { lost, expired })
+    }
+
+    async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
+        let client = self.pool.get().await?;
+        let statement = client.prepare_cached(&self.sql.next_due).await?;
+        let row = client.query_opt(&statement, &[]).await?;
+        Ok(row.map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0))))
+    }
+
+    async fn expire(&self) -> Result<u64, OutboxError> {
+        let client = self.pool.get().await?;
+        let statement = client.prepare_cached(&self.sql.expire).await?;
+        Ok(client.execute(&statement, &[&EXPIRE_ROWS]).await?)
+    }
+
+    async fn ring(&self) -> Result<(), OutboxError> {
+        Ok(self.pool.get().await?.batch_execute(super::RING).await?)
+    }
+}
+
+/// Settlements as columns, because a batch is one statement over arrays.
+#[derive(Default)]
+struct Columns {
+    rows: Vec<i64>,
+    tokens: Vec<String>,
+    verdicts: Vec<&'static str>,
+    delays: Vec<f64>,
+    statuses: Vec<Option<i32>>,
+    last_errors: Vec<Option<String>>,
+    started_at: Vec<Option<SystemTime>>,
+    duration_ms: Vec<Option<i32>>,
+    reasons: Vec<Option<&'static str>>,
+    body_bytes: Vec<Option<i32>>,
+}
+
+impl Columns {
+    fn of(settlements: &[Settlement]) -> Self {
+        let mut columns = Self::default();
+        for settlement in settlements {
+            let attempt = settlement.attempt.as_ref();
+            let status = attempt.and_then(|attempt| attempt.status);
+            let (verdict, delay) = match settlement.verdict {
+                Verdict::Acknowledge | Verdict::Supersede => ("ack", Duration::ZERO),
+                Verdict::Release { after } | Verdict::Unclaim { after } => ("release", after),
+                Verdict::DeadLetter => ("quarantine", Duration::ZERO),
+            };
+            columns.rows.push(settlement.row.id);
+            columns.tokens.push(settlement.lease.0.simple().to_string());
+            columns.verdicts.push(verdict);
+            columns.delays.push(delay.as_secs_f64());
+            columns.statuses.push(status.map(i32::from));
+            columns.last_errors.push(last_error(settlement.verdict, status, settlement.reason));
+            columns.started_at.push(attempt.map(|attempt| attempt.started_at));
+            columns.duration_ms.push(attempt.map(|attempt| super::clamp(attempt.duration.as_millis())));
+            columns.reasons.push(settlement.reason.map(FailureReason::as_str));
+            columns.body_bytes.push(attempt.map(|attempt| super::clamp(attempt.body_bytes)));
+        }
+        columns
+    }
+}
+
+/// What the SDK's worker would have written: a closed set of texts.
+fn last_error(verdict: Verdict, status: Option<u16>, reason: Option<FailureReason>) -> Option<String> {
+    use FailureReason as Reason;
+    let invalid = |kind| Some(format!("permanent delivery validation failure: {kind}"));
+    let failed = |kind| Some(format!("{kind}: delivery failed"));
+    match (verdict, status, reason) {
+        (Verdict::Acknowledge | Verdict::Supersede, _, _) => None,
+        (Verdict::DeadLetter, Some(status), _) => Some(format!("permanent HTTP {status}")),
+        (Verdict::DeadLetter, None, Some(Reason::Unopenable)) => Some(NOT_BOUND.to_owned()),
+        (Verdict::DeadLetter, None, Some(Reason::AddressRefused | Reason::AnswerRefused)) => {
+            invalid("SSRFValidationError")
+        }
+        (Verdict::DeadLetter, None, _) => invalid("ValueError"),
+        (Verdict::Release { .. } | Verdict::Unclaim { .. }, Some(status), _) => {
+            Some(format!("HTTP {status}"))
+        }
+        (Verdict::Release { .. } | Verdict::Unclaim { .. }, None, reason) => match reason {
+            Some(Reason::Dns) => failed("SSRFValidationError"),
+            Some(Reason::Connect | Reason::Tls) => failed("ConnectError"),
+            Some(Reason::Timeout) => failed("ReadTimeout"),
+            Some(Reason::Reset) => failed("ReadError"),
+            Some(Reason::ResponseBroken) => failed("RemoteProtocolError"),
+            _ => failed("RuntimeError"),
+        },
+    }
+}
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// The name in the statements, replaced where another one is configured.
+const TABLE: &str = "adcp_task_webhook_outbox";
+const CLAIM: &str = include_str!("claim.sql");
+const EXPIRE: &str = include_str!("expire.sql");
+const SETTLE: &str = include_str!("settle.sql");
+const NEXT_DUE: &str = include_str!("next_due.sql");
+/// As the SDK.
+const EXPIRE_ROWS: i64 = 1000;
+/// The SDK's words for a row that fails its authenticated binding.
+const NOT_BOUND: &str =
+    "stored webhook envelope failed authenticated binding verification; row quarantined without delivery";
