@@ -26,6 +26,7 @@ CREATE TABLE taskbell.watched_table (
     result_column  name,
     error_column   name,
     context_column name,
+    progress_column name,
     created_column name,
     doorbell       boolean NOT NULL DEFAULT true,
     watched_at     timestamptz NOT NULL DEFAULT now()
@@ -48,19 +49,35 @@ INSERT INTO taskbell.task_type (name) VALUES
     ('update_property_list'), ('update_rights');
 
 -- A buyer's push_notification_config for one task. Holds secrets: never granted to anybody.
+-- `token` and `credentials` are plain only until a daemon with a sealing key sees them; `sealed`
+-- then holds both, under AES-256-GCM, bound to the other columns.
+-- `states`: the open states that the buyer hears of too, beside the ends of the task.
 CREATE TABLE taskbell.registration (
     watch_id      smallint NOT NULL,
     task_id       text COLLATE "C" NOT NULL,
+    account_id    text COLLATE "C",
+    task_type     text NOT NULL,
     url           text NOT NULL,
     operation_id  text NOT NULL,
-    token         text,
     scheme        text CHECK (scheme IN ('Bearer', 'HMAC-SHA256')),
+    token         text,
     credentials   text,
+    sealed        bytea,
+    sealed_nonce  bytea CHECK (octet_length(sealed_nonce) = 12),
+    sealed_with   text COLLATE "C",
+    signing_scope text COLLATE "C",
+    states        text[] NOT NULL DEFAULT '{}',
     lane          text COLLATE "C" NOT NULL,
     registered_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (watch_id, task_id),
-    CONSTRAINT scheme_and_credentials CHECK ((scheme IS NULL) = (credentials IS NULL))
+    CONSTRAINT sealed_as_a_whole CHECK ((sealed IS NULL) = (sealed_nonce IS NULL)
+                                        AND (sealed IS NULL) = (sealed_with IS NULL)),
+    CONSTRAINT sealed_or_plain CHECK (sealed IS NULL OR (token IS NULL AND credentials IS NULL)),
+    CONSTRAINT scheme_and_credentials CHECK (sealed IS NOT NULL OR (scheme IS NULL) = (credentials IS NULL)),
+    CONSTRAINT scope_or_scheme CHECK (signing_scope IS NULL OR scheme IS NULL)
 );
+CREATE INDEX registration_plain ON taskbell.registration (watch_id, task_id)
+    WHERE token IS NOT NULL OR credentials IS NOT NULL;
 
 -- The hot table: a row per state change that somebody must act on.
 -- `lane` null: nobody is owed a webhook, the row is only a transition to be observed.
@@ -112,7 +129,7 @@ CREATE TABLE taskbell.transition (
     task_created_at  timestamptz,
     occurred_at      timestamptz NOT NULL,
     settled_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
-    delivery         text CHECK (delivery IN ('delivered', 'cancelled')),
+    delivery         text CHECK (delivery IN ('delivered', 'superseded', 'cancelled')),
     lane             text,
     url              text,
     operation_id     text,

@@ -37,6 +37,7 @@ CREATE FUNCTION taskbell.watch(
     result_column  name DEFAULT NULL,
     error_column   name DEFAULT NULL,
     context_column name DEFAULT NULL,
+    progress_column name DEFAULT NULL,
     created_column name DEFAULT NULL,
     doorbell       boolean DEFAULT true
 ) RETURNS smallint
@@ -48,11 +49,14 @@ DECLARE
     created_type text;
     created      text := 'NULL::timestamptz';
     recorder     regproc;
+    -- The states that end a task (AdCP, task-status.json).
+    terminal     CONSTANT text := '''completed'', ''failed'', ''canceled'', ''rejected''';
 BEGIN
     IF profile = 'adcp-python' THEN
         id_column := coalesce(id_column, 'task_id');      state_column := coalesce(state_column, 'state');
         type_column := coalesce(type_column, 'task_type'); account_column := coalesce(account_column, 'account_id');
         result_column := coalesce(result_column, 'result'); error_column := coalesce(error_column, 'error');
+        progress_column := coalesce(progress_column, 'progress');
         created_column := coalesce(created_column, 'created_at');
         -- Older tables lack it until the SDK's own create_schema has run.
         IF context_column IS NULL AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = task_table
@@ -63,6 +67,7 @@ BEGIN
         id_column := coalesce(id_column, 'task_id');      state_column := coalesce(state_column, 'status');
         type_column := coalesce(type_column, 'tool');      account_column := coalesce(account_column, 'account_id');
         result_column := coalesce(result_column, 'result'); error_column := coalesce(error_column, 'error');
+        progress_column := coalesce(progress_column, 'progress');
         created_column := coalesce(created_column, 'created_at');
     ELSIF profile = 'custom' THEN
         IF id_column IS NULL OR state_column IS NULL OR type_column IS NULL THEN
@@ -75,7 +80,7 @@ BEGIN
     END IF;
     SELECT string_agg(quote_ident(c), ', ') INTO missing
     FROM unnest(ARRAY[id_column, state_column, type_column, account_column, result_column, error_column,
-                      context_column, created_column]) AS c
+                      context_column, progress_column, created_column]) AS c
     WHERE c IS NOT NULL
       AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = task_table AND a.attname = c
                       AND a.attnum > 0 AND NOT a.attisdropped);
@@ -85,13 +90,13 @@ BEGIN
     END IF;
 
     INSERT INTO taskbell.watched_table AS w (relation, profile, id_column, state_column, type_column, account_column,
-            result_column, error_column, context_column, created_column, doorbell)
+            result_column, error_column, context_column, progress_column, created_column, doorbell)
     VALUES (task_table, profile, id_column, state_column, type_column, account_column, result_column,
-            error_column, context_column, created_column, doorbell)
+            error_column, context_column, progress_column, created_column, doorbell)
     ON CONFLICT (relation) DO UPDATE SET (profile, id_column, state_column, type_column, account_column,
-            result_column, error_column, context_column, created_column, doorbell) = (excluded.profile,
+            result_column, error_column, context_column, progress_column, created_column, doorbell) = (excluded.profile,
             excluded.id_column, excluded.state_column, excluded.type_column, excluded.account_column,
-            excluded.result_column, excluded.error_column, excluded.context_column, excluded.created_column,
+            excluded.result_column, excluded.error_column, excluded.context_column, excluded.progress_column, excluded.created_column,
             excluded.doorbell)
     RETURNING w.* INTO watched;
 
@@ -114,9 +119,10 @@ BEGIN
         DECLARE
             lane text;
         BEGIN
-            IF tg_op = 'UPDATE' AND new.%3$I IN ('completed', 'failed') THEN
+            IF tg_op = 'UPDATE' THEN
                 SELECT r.lane INTO lane FROM taskbell.registration r
-                WHERE r.watch_id = %1$s AND r.task_id = new.%2$I::text;
+                WHERE r.watch_id = %1$s AND r.task_id = new.%2$I::text
+                  AND (new.%3$I::text IN (%11$s) OR new.%3$I::text = ANY (r.states));
             END IF;
             IF lane IS NULL THEN
                 INSERT INTO taskbell.outbox (watch_id, task_id, account_id, task_type, from_state, to_state,
@@ -126,7 +132,10 @@ BEGIN
                 INSERT INTO taskbell.outbox (watch_id, task_id, account_id, task_type, from_state, to_state,
                                              task_created_at, lane, idempotency_key, document, context)
                 VALUES (%1$s, new.%2$I, %5$s, new.%4$I, old.%3$I, new.%3$I, %6$s, lane, gen_random_uuid(),
-                        CASE new.%3$I WHEN 'completed' THEN %7$s ELSE %8$s END, %9$s);
+                        CASE WHEN new.%3$I::text = 'completed' THEN %7$s
+                             WHEN new.%3$I::text = 'failed' THEN %8$s
+                             WHEN new.%3$I::text IN (%11$s) THEN coalesce(%7$s, %8$s)
+                             ELSE %12$s END, %9$s);
             END IF;
             %10$s
             RETURN NULL;
@@ -140,7 +149,7 @@ BEGIN
         CASE WHEN doorbell THEN
             -- The body of taskbell.ring(), in place: a call would cost as much as the lock.
             'IF pg_try_advisory_xact_lock_shared(8386110886190083180) THEN PERFORM pg_notify(''taskbell'', ''''); END IF;'
-        END);
+        END, terminal, coalesce('new.' || quote_ident(progress_column), 'NULL::jsonb'));
     EXECUTE format('REVOKE EXECUTE ON FUNCTION taskbell.record_%s() FROM PUBLIC', watched.watch_id);
     recorder := format('taskbell.record_%s', watched.watch_id)::regproc;
 
@@ -158,11 +167,11 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = task_table AND tgname = 'taskbell_terminal_is_final'
                    AND tgenabled <> 'D') THEN
         EXECUTE format('CREATE OR REPLACE TRIGGER taskbell_terminal_is_final BEFORE UPDATE ON %1$s
-                        FOR EACH ROW WHEN (old.%2$I IN (''completed'', ''failed'') AND (old.%2$I IS DISTINCT FROM new.%2$I%3$s))
+                        FOR EACH ROW WHEN (old.%2$I::text IN (%4$s) AND (old.%2$I IS DISTINCT FROM new.%2$I%3$s))
                         EXECUTE FUNCTION taskbell.refuse_terminal_change()',
                        task_table, state_column,
                        (SELECT coalesce(string_agg(format(' OR old.%1$I IS DISTINCT FROM new.%1$I', c), ''), '')
-                        FROM unnest(ARRAY[result_column, error_column]) AS c WHERE c IS NOT NULL));
+                        FROM unnest(ARRAY[result_column, error_column]) AS c WHERE c IS NOT NULL), terminal);
     END IF;
     RETURN watched.watch_id;
 END $$;
@@ -214,7 +223,7 @@ END $$;
 
 REVOKE EXECUTE ON FUNCTION
     taskbell.ring(), taskbell.refuse_terminal_change(), taskbell.create_task_table(text),
-    taskbell.watch(regclass, text, name, name, name, name, name, name, name, name, boolean),
+    taskbell.watch(regclass, text, name, name, name, name, name, name, name, name, name, boolean),
     taskbell.unwatch(regclass)
 FROM PUBLIC;
 

@@ -2,6 +2,10 @@
 --
 -- Called in the transaction that inserts the task, after the INSERT. It refuses what could only
 -- fail later, when nobody is there to be told; an error names the member, never its value.
+--
+-- `states`: open states that the buyer hears of too. `signing_scope`: which key set signs.
+-- `sealed…`: from writers that hold a sealing key; `token` and `credentials` are then left out
+-- of the config, and whoever sealed them has checked them.
 
 CREATE FUNCTION taskbell.refuse_registration(field text, problem text) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -22,7 +26,12 @@ $$;
 CREATE FUNCTION taskbell.register_webhook(
     task_id                  text,
     push_notification_config jsonb,
-    task_table               regclass DEFAULT NULL
+    task_table               regclass DEFAULT NULL,
+    states                   text[] DEFAULT '{}',
+    signing_scope            text DEFAULT NULL,
+    sealed                   bytea DEFAULT NULL,
+    sealed_nonce             bytea DEFAULT NULL,
+    sealed_with              text DEFAULT NULL
 ) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -30,18 +39,21 @@ DECLARE
     id          ALIAS FOR $1;
     config      ALIAS FOR $2;
     relation    ALIAS FOR $3;
+    wishes      ALIAS FOR $4;
+    scope       ALIAS FOR $5;
+    scheme      text;
     watched     taskbell.watched_table;
     found_in    taskbell.watched_table;
     here        boolean;
     task_state  text;
     kind        text;
+    account     text;
     address     text;
     authority   text;
     auth        jsonb;
     granted     boolean;
     denied      boolean := false;
     kept        taskbell.registration;
-    wanted      taskbell.registration;
 BEGIN
     IF config IS NULL OR jsonb_typeof(config) <> 'object' THEN
         PERFORM taskbell.refuse_registration('push_notification_config', 'must be a JSON object');
@@ -79,6 +91,9 @@ BEGIN
         PERFORM taskbell.refuse_registration('operation_id', 'must be 1 to 255 characters of A-Z a-z 0-9 _ . : -');
     END IF;
 
+    IF sealed IS NOT NULL AND (config ? 'token' OR config -> 'authentication' ? 'credentials') THEN
+        PERFORM taskbell.refuse_registration('token', 'and authentication.credentials must be left out when they are sealed');
+    END IF;
     IF coalesce(jsonb_typeof(config -> 'token'), 'null') NOT IN ('null', 'string') THEN
         PERFORM taskbell.refuse_registration('token', 'must be a string');
     ELSIF char_length(config ->> 'token') NOT BETWEEN 16 AND 4096 THEN
@@ -91,7 +106,7 @@ BEGIN
             PERFORM taskbell.refuse_registration('authentication', 'must be a JSON object');
         ELSIF auth - 'schemes' - 'credentials' <> '{}' THEN
             PERFORM taskbell.refuse_registration('authentication', 'may have only the members schemes and credentials');
-        ELSIF jsonb_typeof(auth -> 'credentials') IS DISTINCT FROM 'string' THEN
+        ELSIF sealed IS NULL AND jsonb_typeof(auth -> 'credentials') IS DISTINCT FROM 'string' THEN
             PERFORM taskbell.refuse_registration('authentication.credentials', 'must be a string');
         ELSIF char_length(auth ->> 'credentials') < 32 THEN
             PERFORM taskbell.refuse_registration('authentication.credentials', 'must have at least 32 characters');
@@ -105,6 +120,22 @@ BEGIN
         ELSIF auth -> 'schemes' ->> 0 = 'HMAC-SHA256' AND auth ->> 'credentials' ~ '^(.)\1*$' THEN
             PERFORM taskbell.refuse_registration('authentication.credentials', 'must not be one character over and over');
         END IF;
+        scheme := auth -> 'schemes' ->> 0;
+        IF scheme <> ALL (string_to_array(replace(coalesce(nullif(current_setting('taskbell.legacy_schemes', true), ''),
+                                                           'Bearer,HMAC-SHA256'), ' ', ''), ',')) THEN
+            PERFORM taskbell.refuse_registration('authentication.schemes',
+                'is switched off here: leave authentication out and verify RFC 9421 signatures');
+        END IF;
+        -- AdCP wants every registration of this kind in a log, without its contents.
+        RAISE LOG 'taskbell: a webhook with deprecated % authentication is registered', scheme;
+    END IF;
+
+    IF wishes IS NULL OR NOT wishes <@ ARRAY['submitted', 'working', 'input-required', 'auth-required'] THEN
+        PERFORM taskbell.refuse_registration('states', 'may have submitted, working, input-required and auth-required');
+    ELSIF scope IS NOT NULL AND (scope = '' OR scope ~ '[\x01-\x1f\x7f]' OR octet_length(scope) > 255) THEN
+        PERFORM taskbell.refuse_registration('signing_scope', 'must have 1 to 255 bytes and no control characters');
+    ELSIF scope IS NOT NULL AND scheme IS NOT NULL THEN
+        PERFORM taskbell.refuse_registration('signing_scope', 'goes with RFC 9421 signatures, not with legacy authentication');
     END IF;
 
     -- Find the task and hold it: whoever ends it now waits for us, and its trigger then sees
@@ -115,9 +146,10 @@ BEGIN
         granted := has_table_privilege(session_user, watched.relation, 'INSERT');
         denied := denied OR NOT granted;
         CONTINUE WHEN NOT granted;
-        EXECUTE format('SELECT true, %I, %I FROM %s WHERE %I = $1 FOR NO KEY UPDATE',
-                       watched.state_column, watched.type_column, watched.relation, watched.id_column)
-            INTO here, task_state, kind USING id;
+        EXECUTE format('SELECT true, %I, %I, %s::text FROM %s WHERE %I = $1 FOR NO KEY UPDATE',
+                       watched.state_column, watched.type_column,
+                       coalesce(quote_ident(watched.account_column), 'NULL'), watched.relation, watched.id_column)
+            INTO here, task_state, kind, account USING id;
         CONTINUE WHEN here IS NULL;
         IF found_in.watch_id IS NOT NULL THEN
             RAISE EXCEPTION 'taskbell.register_webhook: the task is in % and in %', found_in.relation, watched.relation
@@ -134,7 +166,7 @@ BEGIN
                   HINT = 'INSERT the task first, in the same transaction. SELECT * FROM taskbell.watched_table says '
                          'which tables are watched.';
     END IF;
-    IF task_state IN ('completed', 'failed') THEN
+    IF task_state IN ('completed', 'failed', 'canceled', 'rejected') THEN
         RAISE EXCEPTION 'taskbell.register_webhook: the task is already %', task_state
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'A webhook is owed only for a task that ends after its registration. The first answer '
@@ -152,13 +184,18 @@ BEGIN
                   HINT = 'A task with a webhook needs an id of 1 to 246 characters of A-Z a-z 0-9 _ . : -';
     END IF;
 
-    wanted := (found_in.watch_id, id, address, config ->> 'operation_id', config ->> 'token',
-               auth -> 'schemes' ->> 0, auth ->> 'credentials', taskbell.lane_of(address), clock_timestamp());
-    INSERT INTO taskbell.registration SELECT wanted.* ON CONFLICT DO NOTHING;
+    INSERT INTO taskbell.registration (watch_id, task_id, account_id, task_type, url, operation_id, scheme, token,
+            credentials, sealed, sealed_nonce, sealed_with, signing_scope, states, lane)
+    VALUES (found_in.watch_id, id, account, kind, address, config ->> 'operation_id', scheme, config ->> 'token',
+            auth ->> 'credentials', sealed, sealed_nonce, sealed_with, scope, wishes, taskbell.lane_of(address))
+    ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
         SELECT r.* INTO kept FROM taskbell.registration r WHERE r.watch_id = found_in.watch_id AND r.task_id = id;
-        IF (kept.url, kept.operation_id, kept.token, kept.scheme, kept.credentials)
-           IS DISTINCT FROM (wanted.url, wanted.operation_id, wanted.token, wanted.scheme, wanted.credentials) THEN
+        -- What is sealed cannot be compared here.
+        IF (kept.url, kept.operation_id, kept.scheme, kept.signing_scope, kept.states)
+           IS DISTINCT FROM (address, config ->> 'operation_id', scheme, scope, wishes)
+           OR (kept.sealed IS NULL AND sealed IS NULL
+               AND (kept.token, kept.credentials) IS DISTINCT FROM (config ->> 'token', auth ->> 'credentials')) THEN
             RAISE EXCEPTION 'taskbell.register_webhook: the task already has another registration'
                 USING ERRCODE = 'unique_violation', HINT = 'A registration is fixed when the task is issued.';
         END IF;
@@ -167,8 +204,8 @@ END $$;
 
 REVOKE EXECUTE ON FUNCTION taskbell.refuse_registration(text, text), taskbell.lane_of(text) FROM PUBLIC;
 GRANT USAGE ON SCHEMA taskbell TO PUBLIC;
-GRANT EXECUTE ON FUNCTION taskbell.register_webhook(text, jsonb, regclass) TO PUBLIC;
-COMMENT ON FUNCTION taskbell.register_webhook(text, jsonb, regclass) IS
+GRANT EXECUTE ON FUNCTION taskbell.register_webhook(text, jsonb, regclass, text[], text, bytea, bytea, text) TO PUBLIC;
+COMMENT ON FUNCTION taskbell.register_webhook(text, jsonb, regclass, text[], text, bytea, bytea, text) IS
     'Rings this callback when the task ends. Call it in the transaction that inserts the task.';
 
 INSERT INTO taskbell.schema_version (version, name) VALUES (3, 'registrations');

@@ -25,7 +25,9 @@ UNION ALL
 
 -- The fields of AdCP's webhook_activity records, one per attempt.
 CREATE VIEW taskbell.webhook_activity AS
-    SELECT a.task_id, d.account_id, a.idempotency_key, a.task_id || '.terminal' AS notification_id,
+    SELECT a.task_id, d.account_id, a.idempotency_key,
+           CASE WHEN d.task_state IN ('completed', 'failed', 'canceled', 'rejected')
+                THEN a.task_id || '.terminal' END AS notification_id,
            d.operation_id, a.started_at AS fired_at,
            a.started_at + a.duration_ms * interval '1 millisecond' AS completed_at, a.attempt,
            CASE WHEN a.verdict = 'acknowledge' THEN 'success' WHEN a.status IS NOT NULL THEN 'failed'
@@ -62,7 +64,8 @@ BEGIN
     PERFORM taskbell.ring();
 END $$;
 
--- Gives a webhook up: it leaves the outbox for the journal, and its registration is forgotten.
+-- Gives a webhook up: it leaves the outbox for the journal, and if it told of the end of the
+-- task its registration is forgotten.
 CREATE FUNCTION taskbell.cancel_delivery(delivery_id bigint) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -81,7 +84,9 @@ BEGIN
            owed.idempotency_key, owed.attempt_count, owed.first_attempt_at, owed.last_status,
            coalesce(owed.last_reason, 'cancelled')
     FROM taskbell.delivery d WHERE d.delivery_id = owed.id;
-    DELETE FROM taskbell.registration r WHERE r.watch_id = owed.watch_id AND r.task_id = owed.task_id;
+    DELETE FROM taskbell.registration r
+    WHERE r.watch_id = owed.watch_id AND r.task_id = owed.task_id
+      AND owed.to_state IN ('completed', 'failed', 'canceled', 'rejected');
     DELETE FROM taskbell.outbox o WHERE o.id = owed.id;
 END $$;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::outbox::{Transition, Verdict};
-use crate::task::{TaskState, task_types};
+use crate::task::{Status, task_types};
 use crate::webhook::FailureReason;
 
 macro_rules! names {
@@ -45,7 +45,9 @@ names! {
     histogram ATTEMPT = "taskbell_attempt_seconds";
     /// Attempts, by outcome: delivered, or the reason of the failure.
     counter ATTEMPTS = "taskbell_attempts_total";
-    /// Deliveries that ended, by result: delivered, expired or invalid.
+    /// Attempts with authentication that AdCP has deprecated, by scheme.
+    counter LEGACY_ATTEMPTS = "taskbell_legacy_attempts_total";
+    /// Deliveries that ended, by result: delivered, superseded, expired or invalid.
     counter DELIVERIES = "taskbell_deliveries_total";
     /// Webhooks owed, by source and state.
     gauge OUTBOX_ROWS = "taskbell_outbox_rows";
@@ -83,8 +85,11 @@ pub fn publish(version: &'static str) {
     for outcome in outcomes() {
         counter!(ATTEMPTS, "outcome" => outcome).increment(0);
     }
-    for result in ["delivered", "expired", "invalid"] {
+    for result in ["delivered", "superseded", "expired", "invalid"] {
         counter!(DELIVERIES, "result" => result).increment(0);
+    }
+    for scheme in SCHEMES {
+        counter!(LEGACY_ATTEMPTS, "scheme" => scheme).increment(0);
     }
     counter!(LEASES_LOST).increment(0);
     gauge!(LISTENER_UP).set(0.0);
@@ -96,6 +101,9 @@ pub fn publish(version: &'static str) {
     gauge!(NOTIFY_QUEUE).set(0.0);
     gauge!(OLDEST_XMIN).set(0.0);
 }
+
+/// The deprecated schemes (AdCP, `auth-scheme.json`).
+const SCHEMES: [&str; 2] = ["Bearer", "HMAC-SHA256"];
 
 /// The states of outbox rows.
 pub const OUTBOX_STATES: [&str; 4] = ["pending", "in_flight", "expired", "invalid"];
@@ -126,7 +134,8 @@ pub fn observe_transition(types: &TaskTypes, transition: &Transition) {
     let Some(from) = &transition.from else { return };
     let task_type = types.label(&transition.task_type);
     let since = |then: std::time::SystemTime| transition.at.duration_since(then).unwrap_or(Duration::ZERO);
-    if let Ok(TaskState::Terminal(outcome)) = transition.to.parse()
+    if let Ok(outcome) = transition.to.parse::<Status>()
+        && outcome.is_terminal()
         && let Some(created) = transition.task_created_at
     {
         histogram!(TASK_DURATION, "task_type" => task_type.clone(), "outcome" => outcome.as_str())
@@ -137,10 +146,12 @@ pub fn observe_transition(types: &TaskTypes, transition: &Transition) {
     // nothing is known, and nothing is observed.
     let entered = match &transition.previous {
         Some((state, at)) if state == from => Some(*at),
-        _ if from == TaskState::SUBMITTED.as_str() => transition.task_created_at,
+        _ if from == Status::Submitted.as_str() => transition.task_created_at,
         _ => None,
     };
-    if let (Ok(TaskState::Open(_)), Some(entered)) = (from.parse(), entered) {
+    if let (Ok(left), Some(entered)) = (from.parse::<Status>(), entered)
+        && !left.is_terminal()
+    {
         histogram!(TASK_STATE, "task_type" => task_type, "state" => from.clone()).record(since(entered));
     }
 }
@@ -152,6 +163,11 @@ pub fn observe_attempt(duration: Duration, reason: Option<FailureReason>) {
     histogram!(ATTEMPT, "outcome" => outcome).record(duration);
 }
 
+/// Observes an attempt with deprecated authentication.
+pub fn observe_legacy(scheme: &'static str) {
+    counter!(LEGACY_ATTEMPTS, "scheme" => scheme).increment(1);
+}
+
 /// Observes a settled verdict that ends a delivery.
 pub fn observe_verdict(verdict: Verdict, owed_for: Duration) {
     match verdict {
@@ -159,6 +175,7 @@ pub fn observe_verdict(verdict: Verdict, owed_for: Duration) {
             counter!(DELIVERIES, "result" => "delivered").increment(1);
             histogram!(DELIVERY_ACCEPT).record(owed_for);
         }
+        Verdict::Supersede => counter!(DELIVERIES, "result" => "superseded").increment(1),
         Verdict::DeadLetter => counter!(DELIVERIES, "result" => "invalid").increment(1),
         Verdict::Release { .. } | Verdict::Unclaim { .. } => {}
     }

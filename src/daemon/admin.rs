@@ -1,17 +1,21 @@
 //! The admin listener: metrics, health, readiness and the published keys.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::task::SigningScope;
+use crate::webhook::Signer;
 
 /// What the admin listener shows.
 #[derive(Clone)]
@@ -22,8 +26,8 @@ pub struct Admin {
     pub listener_up: watch::Receiver<bool>,
     /// Whether we still take new work.
     pub accepting: watch::Receiver<bool>,
-    /// The JWKS document.
-    pub jwks: Arc<Value>,
+    /// Whose keys are published.
+    pub signer: Arc<Signer>,
 }
 
 /// Serves until `stop` is cancelled.
@@ -39,7 +43,8 @@ fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .route("/.well-known/jwks.json", get(jwks))
+        .route("/.well-known/jwks.json", get(|admin| jwks(admin, None)))
+        .route("/.well-known/jwks/{scope}", get(|admin, Path(scope)| jwks(admin, Some(scope))))
         .with_state(admin)
 }
 
@@ -55,9 +60,15 @@ async fn ready(State(admin): State<Admin>) -> Response {
     (status, Json(json!({ "listener": listener, "accepting": accepting }))).into_response()
 }
 
-async fn jwks(State(admin): State<Admin>) -> Response {
+/// The keys of one signing scope, or the default ones.
+async fn jwks(State(admin): State<Admin>, scope: Option<String>) -> Response {
+    let scope = scope.map(|scope| SigningScope::parse(&scope)).transpose();
+    let keys = admin.signer.keys();
+    let Some(ring) = scope.ok().and_then(|scope| keys.ring(scope.as_ref())) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
     // Receivers cache a JWKS for half an hour at most; five minutes let a new key spread sooner.
-    ([(header::CACHE_CONTROL, "public, max-age=300")], Json((*admin.jwks).clone())).into_response()
+    ([(header::CACHE_CONTROL, "public, max-age=300")], Json(ring.jwks(SystemTime::now()))).into_response()
 }
 
 #[cfg(test)]
@@ -65,6 +76,7 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
+    use crate::webhook::{KeyRing, KeySets, LegacyModes, SigningAlgorithm, SigningKey};
 
     /// An admin listener in a given state; status, headers and body of its answers.
     struct Served {
@@ -73,6 +85,14 @@ mod tests {
         accepting: watch::Sender<bool>,
         stop: CancellationToken,
         ended: tokio::task::JoinHandle<std::io::Result<()>>,
+    }
+
+    fn signer() -> Signer {
+        let ring = |kid| {
+            KeyRing::new(vec![SigningKey::generate(SigningAlgorithm::Ed25519, Some(kid)).unwrap()]).unwrap()
+        };
+        let scopes = [(SigningScope::parse("tenant").unwrap(), ring("t1"))].into();
+        Signer::new(KeySets::new(ring("k1"), scopes), LegacyModes::default())
     }
 
     impl Served {
@@ -85,7 +105,7 @@ mod tests {
                 metrics: recorder.handle(),
                 listener_up: is_up,
                 accepting: is_accepting,
-                jwks: Arc::new(json!({ "keys": [{ "kid": "k1" }] })),
+                signer: Arc::new(signer()),
             };
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
@@ -126,7 +146,14 @@ mod tests {
         let keys = served.get("/.well-known/jwks.json").await;
         assert_eq!(keys.headers()["content-type"], "application/json");
         assert_eq!(keys.headers()["cache-control"], "public, max-age=300");
-        assert_eq!(keys.text().await.unwrap(), r#"{"keys":[{"kid":"k1"}]}"#);
+        let of_default: serde_json::Value = serde_json::from_str(&keys.text().await.unwrap()).unwrap();
+        assert_eq!(
+            (&of_default["keys"][0]["kid"], of_default["keys"].as_array().unwrap().len()),
+            (&json!("k1"), 1)
+        );
+        let of_tenant = served.get("/.well-known/jwks/tenant").await.text().await.unwrap();
+        assert!(of_tenant.contains("\"t1\"") && !of_tenant.contains("\"d\""));
+        assert_eq!(served.get("/.well-known/jwks/nobody").await.status(), 404);
         assert_eq!(served.get("/").await.status(), 404);
     }
 

@@ -6,7 +6,7 @@ SELECT format(
      FROM %1$s t
      CROSS JOIN LATERAL (SELECT %4$s AS at) a
      LEFT JOIN unnest($1::text[], $2::float8[]) AS l(task_type, seconds) ON l.task_type = t.%2$I::text
-     WHERE t.%3$I IN (''submitted'', ''working'') GROUP BY 1, 2',
+     WHERE t.%3$I IN (''submitted'', ''working'', ''input-required'', ''auth-required'') GROUP BY 1, 2',
     w.relation, w.type_column, w.state_column,
     CASE WHEN c.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype)
          THEN format('t.%I::timestamptz', w.created_column)

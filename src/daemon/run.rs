@@ -1,6 +1,5 @@
 //! The daemon's whole life on one page: connect, check, start the parts, stop in two phases.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,18 +10,18 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use zeroize::Zeroizing;
 
 use super::admin::{self, Admin};
 use super::config::Config;
 use super::database::{Connector, tls_config};
 use super::reporter::Reporter;
+use super::{keys, sealer};
 use crate::listener::{Doorbell, Listener};
 use crate::metrics as names;
 use crate::migrations;
-use crate::outbox::NativeOutbox;
+use crate::outbox::{NativeOptions, NativeOutbox};
 use crate::task::UrlSchemes;
-use crate::webhook::{KeyRing, Sender, SenderOptions, Signer, SigningKey};
+use crate::webhook::{KeySets, Sender, SenderOptions, Signer};
 use crate::worker::{Worker, WorkerSettings, World};
 
 /// Runs until `stop` is cancelled. `ready` is told the admin listener's address once the
@@ -32,7 +31,7 @@ use crate::worker::{Worker, WorkerSettings, World};
 /// The daemon could not start: the message says what to do.
 pub async fn run(
     config: Config,
-    keys: KeyRing,
+    key_sets: KeySets,
     stop: CancellationToken,
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> anyhow::Result<()> {
@@ -44,14 +43,16 @@ pub async fn run(
     let address = listener.local_addr()?;
     let metrics = install_metrics(&config)?;
     let pool = connector.pool()?;
-    let jwks = Arc::new(keys.jwks());
-    if keys.signing().is_none() {
-        tracing::warn!("no signing key: webhooks without legacy authentication wait until there is one");
+    if let Err(error) = keys::require_signing(&key_sets, SystemTime::now()) {
+        tracing::warn!(%error, "webhooks that must be signed wait until there is a key");
     }
+    let sealing = Arc::new(keys::read_sealing_keys(&config.sealing_key_files)?);
     let sender = sender(&config)?;
-    let signer = Arc::new(Signer::new(keys, config.legacy));
+    let signer = Arc::new(Signer::new(key_sets, config.legacy));
     let schemes = if config.guard.allow_http { UrlSchemes::AllowHttp } else { UrlSchemes::HttpsOnly };
-    let outbox = Arc::new(NativeOutbox::new(pool.clone(), config.lease, config.horizon, schemes));
+    let options =
+        NativeOptions { lease: config.lease, horizon: config.horizon, schemes, sealing: sealing.clone() };
+    let outbox = Arc::new(NativeOutbox::new(pool.clone(), options));
     let types = names::TaskTypes::new(config.metrics.task_types.iter().cloned());
 
     // Everything but the worker stops last: it needs them to drain.
@@ -62,6 +63,8 @@ pub async fn run(
     tasks.spawn(porter);
     tasks.spawn(publish_listener(listener_up.clone(), services.clone()));
     tasks.spawn(upkeep(metrics.clone(), services.clone()));
+    tasks.spawn(keys::follow(config.signing.clone(), signer.clone(), services.clone()));
+    tasks.spawn(sealer::run(pool.clone(), sealing, services.clone()));
     let reporter = Reporter {
         pool,
         outbox: outbox.clone(),
@@ -71,7 +74,7 @@ pub async fn run(
     };
     tasks.spawn(reporter.run(services.clone()));
     let (accepting, is_accepting) = watch::channel(true);
-    let admin = Admin { metrics, listener_up, accepting: is_accepting, jwks };
+    let admin = Admin { metrics, listener_up, accepting: is_accepting, signer: signer.clone() };
     let served = tasks.spawn(admin::serve(listener, admin, services.clone()));
     let worker = Worker::new(
         outbox,
@@ -112,20 +115,6 @@ pub async fn run(
     drained.context("the worker panicked; what it had claimed is repeated when its leases run out")?;
     tracing::info!("stopped");
     Ok(())
-}
-
-/// Reads the configured private keys.
-///
-/// # Errors
-/// A file cannot be read or holds no usable key; the message names it.
-pub fn read_keys(files: &[PathBuf]) -> anyhow::Result<KeyRing> {
-    let keys = files.iter().map(|file| {
-        let text = std::fs::read_to_string(file)
-            .map(Zeroizing::new)
-            .with_context(|| format!("signing.key_files: {} cannot be read", file.display()))?;
-        SigningKey::parse(&text, None).with_context(|| format!("signing.key_files: {}", file.display()))
-    });
-    Ok(KeyRing::new(keys.collect::<anyhow::Result<_>>()?)?)
 }
 
 /// A sender as the configuration wants it.

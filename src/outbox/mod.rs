@@ -5,8 +5,8 @@
 //! database's clock says what is due, who holds a lease and when the horizon has passed.
 //!
 //! ```text
-//!              claim                  acknowledge
-//!   pending ───────────▶ in_flight ───────────────▶ (the journal: delivered)
+//!              claim                  acknowledge, supersede
+//!   pending ───────────▶ in_flight ───────────────▶ (the journal: delivered, superseded)
 //!      ▲                  │  │  └── dead letter ──▶ invalid
 //!      └──── release ─────┘  └ release past the horizon, sweep ──▶ expired
 //!            lease ran out: claimable again
@@ -20,9 +20,9 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use crate::webhook::{FailureReason, Prepared, Unsendable};
+use crate::webhook::{FailureReason, Outcome, Prepared};
 
-pub use native::NativeOutbox;
+pub use native::{NativeOptions, NativeOutbox};
 
 /// A table of webhooks owed.
 pub trait Outbox: Send + Sync + 'static {
@@ -118,8 +118,8 @@ pub struct Claim {
     pub horizon: Duration,
     /// How long the webhook has been owed, by the database's clock.
     pub owed_for: Duration,
-    /// What to send, or why nothing can ever be sent.
-    pub prepared: Result<Prepared, Unsendable>,
+    /// What to send, or what the attempt comes to without sending anything.
+    pub prepared: Result<Prepared, Outcome>,
 }
 
 /// What became of the rows of a settle, where it was not what the verdict said.
@@ -151,6 +151,8 @@ pub struct Settlement {
 pub enum Verdict {
     /// Delivered.
     Acknowledge,
+    /// Old news: settled without being sent.
+    Supersede,
     /// Back to pending, due again after the delay.
     Release {
         /// The delay, from now.
@@ -184,6 +186,7 @@ impl Verdict {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Acknowledge => "acknowledge",
+            Self::Supersede => "supersede",
             Self::Release { .. } | Self::Unclaim { .. } => "release",
             Self::DeadLetter => "dead_letter",
         }

@@ -14,7 +14,9 @@ use super::memory::{now, seconds};
 use super::query::{Cursor, Direction, ListQuery, Page, SortBy};
 use super::{NewTask, RegistryError, Scope, Settled, Task, TaskRegistry, check_new, json, redaction};
 use crate::migrations;
-use crate::task::{AccountId, TaskId, TaskState, TaskType, Terminal};
+#[cfg(feature = "sealing")]
+use crate::task::Authentication;
+use crate::task::{AccountId, Registration, TaskId, TaskState, TaskType, Terminal};
 
 /// The name of a task table: `^[a-z_][a-z0-9_]{0,44}$`, found by `search_path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +53,19 @@ pub struct PostgresTaskRegistry {
     pool: Pool,
     table: TableName,
     sql: Statements,
+    #[cfg(feature = "sealing")]
+    sealing: std::sync::Arc<crate::task::SealingKeys>,
+}
+
+/// A registration as `taskbell.register_webhook` takes it.
+#[derive(Default)]
+struct Registering {
+    config: String,
+    states: Vec<&'static str>,
+    signing_scope: Option<String>,
+    sealed: Option<Vec<u8>>,
+    nonce: Option<Vec<u8>>,
+    sealed_with: Option<String>,
 }
 
 #[derive(Clone)]
@@ -95,7 +110,69 @@ impl PostgresTaskRegistry {
             list_descending: both("DESC", "<"),
             discard: named(DISCARD),
         };
-        Self { pool, table, sql }
+        Self {
+            pool,
+            table,
+            sql,
+            #[cfg(feature = "sealing")]
+            sealing: std::sync::Arc::default(),
+        }
+    }
+
+    /// The same registry, with tokens and credentials sealed before they reach the database.
+    /// Without keys a daemon that has some seals them when it first sees them.
+    #[cfg(feature = "sealing")]
+    #[must_use]
+    pub fn with_sealing(self, keys: crate::task::SealingKeys) -> Self {
+        Self { sealing: std::sync::Arc::new(keys), ..self }
+    }
+
+    #[cfg(feature = "sealing")]
+    fn registering(
+        &self,
+        id: &TaskId,
+        task: &NewTask,
+        registration: &Registration,
+    ) -> Result<Registering, RegistryError> {
+        use crate::task::{Binding, SealError, Secrets};
+        let authentication = registration.authentication.as_ref();
+        let secrets = Secrets {
+            token: registration.token.clone(),
+            credentials: authentication.map(|authentication| authentication.secret().clone()),
+        };
+        if secrets.is_empty() || self.sealing.current().is_none() {
+            return Ok(Registering::plain(registration));
+        }
+        let binding = Binding {
+            account: Some(task.account.as_str()),
+            task_id: id.as_str(),
+            task_type: task.task_type.as_str(),
+            url: registration.url.as_str(),
+            operation_id: registration.operation_id.as_str(),
+            scheme: authentication.map(Authentication::scheme),
+        };
+        let refused = |_: SealError| RegistryError::Refused {
+            field: "registration",
+            problem: "cannot be sealed: the cryptographic library failed",
+        };
+        let sealed = self.sealing.seal(&secrets, &binding).map_err(refused)?;
+        Ok(Registering {
+            config: registration.to_config_without_secrets().to_string(),
+            sealed: Some(sealed.ciphertext),
+            nonce: Some(sealed.nonce.to_vec()),
+            sealed_with: Some(sealed.key_id),
+            ..Registering::plain(registration)
+        })
+    }
+
+    #[cfg(not(feature = "sealing"))]
+    fn registering(
+        &self,
+        _: &TaskId,
+        _: &NewTask,
+        registration: &Registration,
+    ) -> Result<Registering, RegistryError> {
+        Ok(Registering::plain(registration))
     }
 
     /// Brings the schema `taskbell` up to date, creates the task table where it is absent and
@@ -158,6 +235,17 @@ impl PostgresTaskRegistry {
     }
 }
 
+impl Registering {
+    fn plain(registration: &Registration) -> Self {
+        Self {
+            config: registration.to_config().to_string(),
+            states: registration.states.iter().map(|status| status.as_str()).collect(),
+            signing_scope: registration.signing_scope.as_ref().map(|scope| scope.as_str().to_owned()),
+            ..Self::default()
+        }
+    }
+}
+
 impl TaskRegistry for PostgresTaskRegistry {
     const IS_DURABLE: bool = true;
 
@@ -172,11 +260,22 @@ impl TaskRegistry for PostgresTaskRegistry {
             client.execute(&issue, &[&id.as_str(), &account, &kind, &context, &now]).await?;
             return Ok(id);
         };
-        let config = registration.to_config().to_string();
+        if let Some(authentication) = &registration.authentication {
+            let scheme = authentication.scheme();
+            tracing::warn!(task.id = %id, scheme, "a webhook with deprecated authentication is registered");
+        }
+        let registering = self.registering(&id, &task, registration)?;
         let register = client.prepare_cached(REGISTER).await?;
         let transaction = client.transaction().await?;
         transaction.execute(&issue, &[&id.as_str(), &account, &kind, &context, &now]).await?;
-        transaction.query_one(&register, &[&id.as_str(), &config, &self.table.0]).await.map_err(refused)?;
+        let Registering { config, states, signing_scope, sealed, nonce, sealed_with } = &registering;
+        transaction
+            .query_one(
+                &register,
+                &[&id.as_str(), config, &self.table.0, states, signing_scope, sealed, nonce, sealed_with],
+            )
+            .await
+            .map_err(refused)?;
         transaction.commit().await?;
         Ok(id)
     }
@@ -306,7 +405,8 @@ const FAIL: &str = include_str!("fail.sql");
 const GET: &str = include_str!("get.sql");
 const LIST: &str = include_str!("list.sql");
 const DISCARD: &str = include_str!("discard.sql");
-const REGISTER: &str = "SELECT taskbell.register_webhook($1, $2::text::jsonb, $3::text::regclass)::text";
+const REGISTER: &str =
+    "SELECT taskbell.register_webhook($1, $2::text::jsonb, $3::text::regclass, $4, $5, $6, $7, $8)::text";
 const CREATE_TABLE: &str = "SELECT taskbell.create_task_table($1)";
 /// `tasktabl` in ASCII: one creator at a time.
 const CREATE_LOCK: &str = "SELECT pg_advisory_xact_lock(8386110886491808364)::text";

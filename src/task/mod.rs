@@ -8,13 +8,17 @@ mod kind;
 mod state;
 mod registration;
 mod target;
+#[cfg(feature = "sealing")]
+mod sealing;
 
 pub use id::{AccountId, IdError, TaskId};
 pub use kind::{TaskType, protocol_of, task_types};
 pub use registration::{
-    Authentication, CallbackUrl, OperationId, Registration, RegistrationError, UrlSchemes,
+    Authentication, CallbackUrl, OperationId, Registration, RegistrationError, SigningScope, UrlSchemes,
 };
-pub use state::{Open, TaskState, Terminal, UnknownState};
+#[cfg(feature = "sealing")]
+pub use sealing::{Binding, OpenError, SealError, Sealed, SealingKey, SealingKeyError, SealingKeys, Secrets};
+pub use state::{Open, Status, TaskState, Terminal, UnknownState};
 #[cfg(feature = "daemon")]
 pub(crate) use target::canonicalize;
 pub use target::{Target, TargetError};

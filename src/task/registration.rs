@@ -10,7 +10,7 @@ use std::fmt;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
-use super::Target;
+use super::{Status, Target};
 
 /// A buyer's callback for one task, fixed when the task is issued.
 #[derive(Debug, Clone)]
@@ -23,6 +23,11 @@ pub struct Registration {
     pub token: Option<SecretString>,
     /// Legacy authentication; `None` means an RFC 9421 signature.
     pub authentication: Option<Authentication>,
+    /// The key set that signs, where the seller has one for each of its tenants; `None` means
+    /// the default one. The seller's choice, not the buyer's; never beside legacy authentication.
+    pub signing_scope: Option<SigningScope>,
+    /// The open states that the buyer hears of too, beside the end of the task; none by default.
+    pub states: Vec<Status>,
 }
 
 /// A legacy way of proving the sender, when the buyer asked for one.
@@ -90,25 +95,56 @@ impl Registration {
             None | Some(Value::Null) => None,
             Some(value) => Some(Authentication::parse(value)?),
         };
-        Ok(Self { url, operation_id, token, authentication })
+        Ok(Self { url, operation_id, token, authentication, signing_scope: None, states: Vec::new() })
+    }
+
+    /// The same, signed by the key set of one tenant.
+    ///
+    /// # Errors
+    /// [`RegistrationError`] on `signing_scope` when the buyer chose legacy authentication.
+    pub fn with_signing_scope(self, scope: SigningScope) -> Result<Self, RegistrationError> {
+        if self.authentication.is_some() {
+            let problem = "goes with RFC 9421 signatures, not with legacy authentication";
+            return Err(RegistrationError::new("signing_scope", problem));
+        }
+        Ok(Self { signing_scope: Some(scope), ..self })
+    }
+
+    /// The same, with webhooks for these open states too.
+    ///
+    /// # Errors
+    /// [`RegistrationError`] on `states` for a state that ends the task: it is always told.
+    pub fn with_states(self, states: Vec<Status>) -> Result<Self, RegistrationError> {
+        if states.iter().any(|status| status.is_terminal()) {
+            let problem = "may have submitted, working, input-required and auth-required";
+            return Err(RegistrationError::new("states", problem));
+        }
+        Ok(Self { states, ..self })
     }
 
     /// The registration as the JSON that `taskbell.register_webhook` takes. Secrets included:
     /// it goes to the database and nowhere else.
     #[must_use]
     pub fn to_config(&self) -> Value {
-        let mut config = serde_json::json!({
-            "url": self.url.as_str(),
-            "operation_id": self.operation_id.as_str(),
-        });
+        let mut config = self.to_config_without_secrets();
         if let Some(token) = &self.token {
             config["token"] = token.expose_secret().into();
         }
         if let Some(authentication) = &self.authentication {
-            config["authentication"] = serde_json::json!({
-                "schemes": [authentication.scheme()],
-                "credentials": authentication.secret().expose_secret(),
-            });
+            config["authentication"]["credentials"] = authentication.secret().expose_secret().into();
+        }
+        config
+    }
+
+    /// The same without token and credentials, for a writer that hands them over sealed.
+    #[must_use]
+    pub fn to_config_without_secrets(&self) -> Value {
+        let mut config = serde_json::json!({
+            "url": self.url.as_str(),
+            "operation_id": self.operation_id.as_str(),
+        });
+        if let Some(authentication) = &self.authentication {
+            config["authentication"] = serde_json::json!({ "schemes": [authentication.scheme()] });
         }
         config
     }
@@ -208,6 +244,30 @@ impl CallbackUrl {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+}
+
+/// Names one of the seller's key sets: 1 to 255 bytes without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SigningScope(String);
+
+impl SigningScope {
+    /// Parses a name.
+    ///
+    /// # Errors
+    /// [`RegistrationError`] on `signing_scope`.
+    pub fn parse(text: &str) -> Result<Self, RegistrationError> {
+        if (1..=255).contains(&text.len()) && !text.bytes().any(|byte| byte.is_ascii_control()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(RegistrationError::new("signing_scope", "must have 1 to 255 bytes and no control characters"))
+        }
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 
 use super::json::{self, Fault};
 use super::{IdempotencyKey, Unsendable, is_identifier_byte};
-use crate::task::{OperationId, TaskId, TaskType, Terminal, protocol_of};
+use crate::task::{OperationId, Status, TaskId, TaskType, protocol_of};
 
-/// Everything that a terminal task's webhook says.
+/// Everything that a webhook says of a task.
 #[derive(Debug, Clone)]
 pub struct Envelope<'a> {
     /// The delivery key.
@@ -24,14 +24,14 @@ pub struct Envelope<'a> {
     pub task_id: &'a TaskId,
     /// The operation that it answers.
     pub task_type: &'a TaskType,
-    /// How it ended.
-    pub status: Terminal,
-    /// When it ended; frozen, so that every attempt says the same.
+    /// Where it stands.
+    pub status: Status,
+    /// Since when; frozen, so that every attempt says the same.
     pub timestamp: SystemTime,
     /// The registered token, echoed; `None` when none was registered.
     pub token: Option<&'a SecretString>,
-    /// The stored result of a completed task, or the stored error of a failed one. `None` and
-    /// JSON `null` leave the member out.
+    /// The stored result of a completed task, the stored error of a failed one, the progress of
+    /// an open one. `None` and JSON `null` leave the member out.
     pub result: Option<&'a RawValue>,
     /// The `context` object of the buyer's request, echoed on every webhook (AdCP context and
     /// sessions). `None` and JSON `null` leave the member out.
@@ -84,8 +84,8 @@ impl Envelope<'_> {
         }
         match (self.status, self.result.filter(|value| value.get() != "null")) {
             (_, None) => {}
-            (Terminal::Failed, Some(error)) if !is_failure_document(error) => body.failure(error)?,
-            (Terminal::Completed | Terminal::Failed, Some(document)) => body.document("result", document)?,
+            (Status::Failed, Some(error)) if !is_failure_document(error) => body.failure(error)?,
+            (_, Some(document)) => body.document("result", document)?,
         }
         if let Some(context) = self.context.filter(|value| value.get() != "null") {
             if !context.get().starts_with('{') {
@@ -97,9 +97,10 @@ impl Envelope<'_> {
     }
 
     /// The identity of the event across re-emissions, which the Python SDK derives from the task
-    /// id for every type but `media_buy_delivery`.
+    /// id: for the end of a task only, and for every type but `media_buy_delivery`.
     fn notification_id(&self) -> Option<String> {
-        (self.task_type.as_str() != "media_buy_delivery").then(|| format!("{}.terminal", self.task_id))
+        let has_one = self.status.is_terminal() && self.task_type.as_str() != "media_buy_delivery";
+        has_one.then(|| format!("{}.terminal", self.task_id))
     }
 }
 
@@ -143,7 +144,7 @@ impl Body {
         if bytes > MAX_DOCUMENT_BYTES {
             return Err(Unsendable::TooLarge { bytes });
         }
-        json::copy_compact(value.get(), &mut self.0).map_err(|fault| match fault {
+        json::copy_compact(value.get(), json::MAX_DEPTH, &mut self.0).map_err(|fault| match fault {
             Fault::DuplicateKey => Unsendable::DuplicateKey { member },
             Fault::TooDeep => Unsendable::Document { member, problem: "is nested too deeply" },
             Fault::Key => Unsendable::Document { member, problem: "has a key that is no Unicode text" },
@@ -213,7 +214,7 @@ mod tests {
 
     struct Case {
         task_type: &'static str,
-        status: Terminal,
+        status: Status,
         token: Option<&'static str>,
         result: Option<String>,
         context: Option<&'static str>,
@@ -223,7 +224,7 @@ mod tests {
         fn default() -> Self {
             Self {
                 task_type: "create_media_buy",
-                status: Terminal::Completed,
+                status: Status::Completed,
                 token: None,
                 result: None,
                 context: None,
@@ -290,7 +291,7 @@ mod tests {
     fn a_failure_is_wrapped_once() {
         let head = r#""status":"failed","timestamp":"2026-04-18T14:00:00.123456Z","result":"#;
         let failed =
-            |error: &str| Case { status: Terminal::Failed, result: Some(error.into()), ..Case::default() };
+            |error: &str| Case { status: Status::Failed, result: Some(error.into()), ..Case::default() };
         let wrapped = r#"{"status":"failed","adcp_error":{"code":"X"},"errors":[{"code":"X"}]}}"#;
         check(failed(r#"{"code": "X"}"#), &format!("{head}{wrapped}"));
         for document in [

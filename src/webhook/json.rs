@@ -13,14 +13,14 @@ use std::collections::HashSet;
 pub(super) enum Fault {
     /// One object has the same key twice, compared after unescaping.
     DuplicateKey,
-    /// Deeper than [`MAX_DEPTH`].
+    /// Nested too deeply.
     TooDeep,
     /// A key that is no Unicode text, such as a lone surrogate.
     Key,
 }
 
-/// Appends the well-formed document `text` to `out`.
-pub(super) fn copy_compact(text: &str, out: &mut Vec<u8>) -> Result<(), Fault> {
+/// Appends the well-formed document `text`, nested at most `max_depth` deep, to `out`.
+pub(super) fn copy_compact(text: &str, max_depth: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
     let bytes = text.as_bytes();
     let mut open: Vec<Level> = Vec::new();
     let mut at = 0;
@@ -55,7 +55,7 @@ pub(super) fn copy_compact(text: &str, out: &mut Vec<u8>) -> Result<(), Fault> {
             }
             _ => {}
         }
-        if open.len() > MAX_DEPTH {
+        if open.len() > max_depth {
             return Err(Fault::TooDeep);
         }
         out.extend_from_slice(&bytes[at..end]);
@@ -93,7 +93,7 @@ fn unescape(quoted: &str) -> Result<Cow<'_, str>, Fault> {
 
 /// Deepest nesting that is copied. Receivers stop earlier, the AdCP Python SDK at 100; this only
 /// bounds the work done on a hostile document.
-const MAX_DEPTH: usize = 512;
+pub(super) const MAX_DEPTH: usize = 512;
 
 #[cfg(test)]
 mod tests {
@@ -101,7 +101,7 @@ mod tests {
 
     fn check(text: &str, expected: Result<&str, Fault>) {
         let mut out = Vec::new();
-        let copied = copy_compact(text, &mut out);
+        let copied = copy_compact(text, MAX_DEPTH, &mut out);
         let copied = copied.map(|()| String::from_utf8(out).unwrap());
         assert_eq!(copied, expected.map(str::to_owned), "{text}");
     }

@@ -19,7 +19,7 @@ pub mod verify;
 
 pub use envelope::{Envelope, MAX_BODY_BYTES};
 pub use guard::{AddressRefused, GuardPolicy, Resolver};
-pub use key::{KeyError, KeyRing, SigningAlgorithm, SigningKey};
+pub use key::{KeyError, KeyRing, KeySets, RotationError, SigningAlgorithm, SigningKey};
 pub use reason::{FailureReason, SignatureError, UnknownReason};
 pub use send::{Sender, SenderError, SenderOptions};
 pub use sign::{LegacyModes, Nonce, Signer};
@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::task::{Authentication, CallbackUrl};
+use crate::task::{Authentication, CallbackUrl, SigningScope};
 
 /// One webhook, ready to send; the same on every attempt.
 #[derive(Debug, Clone)]
@@ -42,6 +42,8 @@ pub struct Prepared {
     pub body: Bytes,
     /// Legacy authentication; `None` means an RFC 9421 signature.
     pub authentication: Option<Authentication>,
+    /// Whose key signs; `None` means the default key set.
+    pub signing_scope: Option<SigningScope>,
 }
 
 /// The key under which a receiver recognises one delivery: `^[A-Za-z0-9_.:-]{16,255}$`
@@ -95,8 +97,8 @@ pub enum Unsendable {
     /// The registration as stored is not one that could have been accepted.
     #[error("the stored registration is unusable: {0}")]
     Registration(#[from] crate::task::RegistrationError),
-    /// A sealed registration or body that none of the configured keys opens.
-    #[error("the stored registration or body cannot be opened with any configured key")]
+    /// Sealed secrets that were altered, or belong to another row.
+    #[error("the sealed registration does not open: it was altered, or belongs to another task")]
     Sealed,
     /// The delivery key does not match AdCP's pattern.
     #[error("idempotency_key must be 16 to 255 characters of A-Z a-z 0-9 _ . : -")]
@@ -177,8 +179,10 @@ pub enum Outcome {
     /// [`FailureReason::Tls`], [`FailureReason::Timeout`], [`FailureReason::Reset`] or
     /// [`FailureReason::ResponseBroken`].
     Failed(FailureReason),
-    /// The row can never be sent, and only sending showed it.
+    /// The row can never be sent.
     Unsendable(Unsendable),
+    /// Nothing was sent: a later state of the task was delivered, or goes out now.
+    Superseded,
     /// Nothing was sent, and neither the row nor the receiver is to blame.
     OwnFault(OwnFault),
 }
@@ -193,11 +197,12 @@ impl Outcome {
             | Self::AnswerRefused
             | Self::Failed(_)
             | Self::Unsendable(_)
+            | Self::Superseded
             | Self::OwnFault(_) => None,
         }
     }
 
-    /// Why this is no delivery; `None` for a 2xx.
+    /// Why this is no delivery; `None` for a 2xx, and for what need not be delivered any more.
     #[must_use]
     pub fn reason(&self) -> Option<FailureReason> {
         match self {
@@ -209,6 +214,7 @@ impl Outcome {
             Self::AnswerRefused => Some(FailureReason::AnswerRefused),
             Self::Failed(reason) => Some(*reason),
             Self::Unsendable(why) => Some(why.reason()),
+            Self::Superseded => None,
             Self::OwnFault(fault) => Some(fault.reason()),
         }
     }
@@ -229,6 +235,12 @@ pub enum OwnFault {
     /// The registration wants a legacy mode that the configuration has switched off.
     #[error("the registration asks for {0}, which is switched off")]
     LegacyModeOff(&'static str),
+    /// The registration names a signing scope that has no key set here.
+    #[error("no key set is configured for the registration's signing scope")]
+    UnknownSigningScope,
+    /// The registration was sealed with a key that is not configured here.
+    #[error("the key that sealed the registration is not configured")]
+    NoSealingKey,
     /// The random source or the signing library failed.
     #[error("signing failed")]
     Signing,
@@ -241,6 +253,8 @@ impl OwnFault {
         match self {
             Self::NoSigningKey => FailureReason::NoSigningKey,
             Self::LegacyModeOff(_) => FailureReason::LegacyModeOff,
+            Self::UnknownSigningScope => FailureReason::UnknownSigningScope,
+            Self::NoSealingKey => FailureReason::NoSealingKey,
             Self::Signing => FailureReason::Internal,
         }
     }

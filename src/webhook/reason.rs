@@ -67,11 +67,13 @@ closed_set! {
         Cancelled = "cancelled", "An operator cancelled the delivery.";
         RegistrationMalformed = "registration_malformed", "The stored callback URL, token or authentication can never be used.";
         UnknownTaskType = "unknown_task_type", "The task type is not one that receivers accept in a webhook.";
-        Unopenable = "unopenable", "No configured key opens the sealed registration or body.";
+        Unopenable = "unopenable", "The sealed registration or body was altered, or belongs to another task.";
         Unrenderable = "unrenderable", "The stored task cannot be rendered as a webhook.";
         DuplicateKeys = "duplicate_keys", "The stored result has an object with the same key twice.";
         BodyTooLarge = "body_too_large", "The body would exceed 10 MiB.";
         NoSigningKey = "no_signing_key", "The buyer expects a signature and no signing key is configured here.";
+        UnknownSigningScope = "unknown_signing_scope", "No key set is configured here for the registration's signing scope.";
+        NoSealingKey = "no_sealing_key", "The registration was sealed with a key that is not configured here.";
         LegacyModeOff = "legacy_mode_off", "The buyer asked for a legacy authentication that is switched off here.";
         Internal = "internal", "The daemon itself failed during the attempt; its log says how.";
     }

@@ -4,7 +4,7 @@
 //! else. Exactly one mode signs a request; there is no falling back from one to another.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::{digest, hmac, rand};
@@ -13,12 +13,12 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use secrecy::ExposeSecret;
 
-use super::{KeyRing, Outcome, OwnFault, Prepared, SigningKey, Unsendable};
+use super::{KeySets, Outcome, OwnFault, Prepared, SigningKey, Unsendable};
 use crate::task::{Authentication, Target};
 
 /// Signs requests with the configured keys and modes.
 pub struct Signer {
-    keys: Arc<KeyRing>,
+    keys: RwLock<Arc<KeySets>>,
     legacy: LegacyModes,
     nonces: Box<dyn Fn() -> Option<Nonce> + Send + Sync>,
 }
@@ -61,8 +61,8 @@ impl Nonce {
 impl Signer {
     /// A signer with fresh random nonces.
     #[must_use]
-    pub fn new(keys: impl Into<Arc<KeyRing>>, legacy: LegacyModes) -> Self {
-        Self { keys: keys.into(), legacy, nonces: Box::new(Nonce::random) }
+    pub fn new(keys: impl Into<KeySets>, legacy: LegacyModes) -> Self {
+        Self { keys: RwLock::new(Arc::new(keys.into())), legacy, nonces: Box::new(Nonce::random) }
     }
 
     /// The same signer with another source of nonces.
@@ -73,8 +73,14 @@ impl Signer {
 
     /// The keys.
     #[must_use]
-    pub fn keys(&self) -> &KeyRing {
-        &self.keys
+    pub fn keys(&self) -> Arc<KeySets> {
+        // Whoever panicked with the lock held had only cloned or replaced an `Arc`.
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Signs with other keys from now on.
+    pub fn replace_keys(&self, keys: KeySets) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
     }
 
     /// `Content-Type` and the headers that prove the sender, made for one attempt.
@@ -87,7 +93,9 @@ impl Signer {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
         match &prepared.authentication {
             None => {
-                let key = self.keys.signing().ok_or(OwnFault::NoSigningKey)?;
+                let keys = self.keys();
+                let ring = keys.ring(prepared.signing_scope.as_ref()).ok_or(OwnFault::UnknownSigningScope)?;
+                let key = ring.signing(now).ok_or(OwnFault::NoSigningKey)?;
                 let nonce = (self.nonces)().ok_or(OwnFault::Signing)?;
                 let signed = Signed::new(key, prepared.url.target(), &prepared.body, seconds, &nonce)?;
                 headers.insert(CONTENT_DIGEST, secret_value(&signed.content_digest)?);
@@ -114,7 +122,7 @@ impl Signer {
 impl std::fmt::Debug for Signer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Signer")
-            .field("keys", &self.keys)
+            .field("keys", &self.keys())
             .field("legacy", &self.legacy)
             .finish_non_exhaustive()
     }
@@ -173,14 +181,19 @@ pub(super) fn content_digest(body: &[u8]) -> String {
 
 /// AdCP's legacy HMAC: over `timestamp.body`, keyed with the UTF-8 text of the secret.
 fn hmac_sha256(secret: &str, timestamp: &str, body: &[u8]) -> String {
-    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()));
-    context.update(timestamp.as_bytes());
-    context.update(b".");
-    context.update(body);
-    context.sign().as_ref().iter().fold(String::from("sha256="), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    hmac::sign(&key, &hmac_message(timestamp, body)).as_ref().iter().fold(
+        String::from("sha256="),
+        |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        },
+    )
+}
+
+/// What the legacy HMAC covers.
+pub(super) fn hmac_message(timestamp: &str, body: &[u8]) -> Vec<u8> {
+    [timestamp.as_bytes(), b".", body].concat()
 }
 
 /// An sf-string (RFC 8941 §4.1.6); a `kid` has only characters that may stand in one.
@@ -207,7 +220,7 @@ pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-d
 pub(super) const SIGNATURE_INPUT: HeaderName = HeaderName::from_static("signature-input");
 pub(super) const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 pub(super) const X_ADCP_SIGNATURE: HeaderName = HeaderName::from_static("x-adcp-signature");
-const X_ADCP_TIMESTAMP: HeaderName = HeaderName::from_static("x-adcp-timestamp");
+pub(super) const X_ADCP_TIMESTAMP: HeaderName = HeaderName::from_static("x-adcp-timestamp");
 /// Signed as sent, so without a charset.
 const JSON: &str = "application/json";
 
@@ -218,7 +231,7 @@ mod tests {
     use bytes::Bytes;
     use secrecy::SecretString;
 
-    use super::super::IdempotencyKey;
+    use super::super::{IdempotencyKey, KeyRing};
     use super::*;
     use crate::task::{CallbackUrl, UrlSchemes};
 
@@ -249,6 +262,7 @@ mod tests {
             key: IdempotencyKey::parse("whk_00000000-0000-4000-8000-000000000001").unwrap(),
             body: Bytes::from(body.to_owned()),
             authentication,
+            signing_scope: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! One attempt, from the prepared webhook to the verdict on what came of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use super::judge::{Facts, RetryPolicy};
 use crate::metrics as names;
 use crate::outbox::{Attempt, Claim, LeaseToken, RowId, Settlement};
-use crate::webhook::{FailureReason, Prepared, Sender, Signer};
+use crate::task::Authentication;
+use crate::webhook::{FailureReason, Outcome, Prepared, Sender, Signer};
 
 /// What the worker reads from the world: chance and the time of day.
 pub trait World: Send + Sync + 'static {
@@ -64,10 +65,23 @@ pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, tic
     let (verdict, reason) = (means.policy.judge(&outcome, facts), outcome.reason());
     let status = outcome.status();
     names::observe_attempt(duration, reason);
+    let scheme = prepared.authentication.as_ref().map(Authentication::scheme);
+    if let Some(scheme) =
+        scheme.filter(|_| !matches!(outcome, Outcome::OwnFault(_) | Outcome::AddressRefused))
+    {
+        names::observe_legacy(scheme);
+        DEPRECATION.call_once(|| {
+            tracing::warn!(
+                scheme,
+                "webhooks go out with authentication that AdCP 4.0 removes: buyers chose it"
+            );
+        });
+    }
     tracing::info!(
         verdict = verdict.as_str(),
         status,
         reason = reason.map(FailureReason::as_str),
+        legacy_authentication = scheme,
         duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
         "attempt ended"
     );
@@ -82,3 +96,26 @@ pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, tic
         },
     }
 }
+
+/// The settlement of a row that nothing was sent for.
+pub(super) fn unsent<W: World>(outcome: &Outcome, claim: &Claim, policy: &RetryPolicy, world: &W) -> Settled {
+    let facts = Facts { attempt: claim.attempt, since_first: claim.since_first, chance: world.chance() };
+    let (verdict, reason) = (policy.judge(outcome, facts), outcome.reason());
+    let (row, task) = (claim.row.0, claim.task_id.as_str());
+    match outcome {
+        Outcome::Unsendable(why) => {
+            tracing::error!(row.id = row, task.id = task, %why, "no webhook can be made of this row");
+        }
+        Outcome::OwnFault(why) => {
+            tracing::error!(row.id = row, task.id = task, %why, "a webhook waits for us");
+        }
+        _ => tracing::debug!(row.id = row, task.id = task, verdict = verdict.as_str(), "nothing was sent"),
+    }
+    Settled {
+        owed_for: claim.owed_for,
+        settlement: Settlement { row: claim.row, lease: claim.lease, verdict, reason, attempt: None },
+    }
+}
+
+/// Said once for each process; `taskbell_legacy_attempts_total` counts.
+static DEPRECATION: Once = Once::new();

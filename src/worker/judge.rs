@@ -52,6 +52,7 @@ impl RetryPolicy {
                 _ => Verdict::DeadLetter,
             },
             Outcome::AddressRefused | Outcome::Unsendable(_) => Verdict::DeadLetter,
+            Outcome::Superseded => Verdict::Supersede,
             // One poisoned answer must not kill a delivery; a name that stays bad for a
             // quarter of an hour is meant so.
             Outcome::AnswerRefused if facts.since_first >= POISON_PASSES => Verdict::DeadLetter,

@@ -26,7 +26,7 @@ use crate::outbox::{
 };
 use crate::webhook::{FailureReason, Sender, Signer};
 
-use attempt::{Means, Settled, Ticket, attempt};
+use attempt::{Means, Settled, Ticket, attempt, unsent};
 
 pub use attempt::World;
 pub use judge::{Facts, RetryPolicy};
@@ -293,18 +293,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     *self.in_flight.entry(claim.lane.clone()).or_default() += 1;
                     self.started.insert(handle.id(), (claim.lane.clone(), claim));
                 }
-                Err(problem) => {
-                    tracing::error!(row.id = claim.row.0, task.id = claim.task_id, %problem, "no webhook can be made of this row");
-                    self.finished.push(Settled {
-                        owed_for: claim.owed_for,
-                        settlement: Settlement {
-                            row: claim.row,
-                            lease: claim.lease,
-                            verdict: Verdict::DeadLetter,
-                            reason: Some(problem.reason()),
-                            attempt: None,
-                        },
-                    });
+                Err(outcome) => {
+                    let settled = unsent(outcome, &claim, &self.settings.retry, &*self.world);
+                    self.finished.push(settled);
                 }
             }
         }

@@ -4,16 +4,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::support::{TestDatabase, issue};
 
 /// What one command said.
 #[derive(Debug)]
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Said {
@@ -24,7 +25,7 @@ impl Said {
 }
 
 /// `taskbell` in an environment of its own, with the default configuration.
-fn taskbell(database: Option<&TestDatabase>, arguments: &[&str]) -> Command {
+pub fn taskbell(database: Option<&TestDatabase>, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_taskbell"));
     command.env_clear().args(arguments).kill_on_drop(true).stdin(Stdio::null());
     if let Some(database) = database {
@@ -33,7 +34,7 @@ fn taskbell(database: Option<&TestDatabase>, arguments: &[&str]) -> Command {
     command
 }
 
-async fn run(mut command: Command) -> Said {
+pub async fn run(mut command: Command) -> Said {
     let output = command.output().await.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
@@ -188,4 +189,35 @@ async fn output_that_nobody_reads_to_its_end_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().await.unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), [].as_slice()));
+}
+
+#[tokio::test]
+async fn what_ring_sends_receive_verifies_and_refuses_by_its_code() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    for (key, kid) in [("key", "mine"), ("other", "mine")] {
+        let said = run(taskbell(None, &["keys", "generate", &path(key), "--kid", kid])).await;
+        std::fs::write(path(&format!("{key}.jwks")), format!("{{\"keys\":[{}]}}", said.out)).unwrap();
+    }
+    let receive = async |jwks: &str| {
+        let arguments = ["receive", "--listen", "127.0.0.1:0", "--jwks", jwks];
+        let mut child = taskbell(None, &arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = lines.next_line().await.unwrap().unwrap();
+        (child, lines, first.strip_prefix("listening on ").unwrap().to_owned())
+    };
+    let ring = async |url: &str| {
+        let mut command = taskbell(None, &["ring", &format!("{url}hook?q=1")]);
+        command.env("TASKBELL_SIGNING__KEY_FILES", path("key"));
+        command.env("TASKBELL_GUARD__ALLOW_HTTP", "true").env("TASKBELL_GUARD__ALLOW_PRIVATE", "true");
+        run(command).await
+    };
+    let (_buyer, mut lines, url) = receive(&path("key.jwks")).await;
+    let accepted = ring(&url).await;
+    assert!(accepted.code == 0 && accepted.out.contains("accepted"), "{accepted:?}");
+    let line = lines.next_line().await.unwrap().unwrap();
+    assert!(line.starts_with("verified with mine: {") && line.contains("taskbell ring"), "{line}");
+    let (_stranger, _, url) = receive(&path("other.jwks")).await;
+    let refused = ring(&url).await;
+    assert!(refused.code == 2 && refused.err.contains("webhook_signature_invalid"), "{refused:?}");
 }

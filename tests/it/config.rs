@@ -75,7 +75,7 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
     assert_eq!(config.metrics.sla["sync_creatives"], Duration::from_secs(3600));
     assert_eq!(config.metrics.task_buckets, [0.5, 60.0]);
     assert_eq!(config.guard.ports, Some(vec![443, 8443]));
-    assert_eq!(config.key_files, ["1234", "/b.jwk"].map(std::path::PathBuf::from));
+    assert_eq!(config.signing.default.key_files, ["1234", "/b.jwk"].map(std::path::PathBuf::from));
     assert_eq!(config.admin, SocketAddr::from(([127, 0, 0, 1], 9464)));
 }
 

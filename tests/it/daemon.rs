@@ -5,23 +5,27 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use super::support::{TestDatabase, complete, eventually, issue};
+use super::support::{Shared, TestDatabase, complete, eventually, issue};
 
-struct Running {
+pub struct Running {
     child: Child,
     admin: String,
+    log: Shared<String>,
 }
 
 impl Running {
-    async fn start(database: &TestDatabase, environment: &[(&str, &str)]) -> Self {
+    pub async fn start(database: &TestDatabase, environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_taskbell"));
         command.arg("run").env("DATABASE_URL", &database.dsn).env("TASKBELL_ADMIN__LISTEN", "127.0.0.1:0");
         command.env("TASKBELL_METRICS__REFRESH", "1s").env("TASKBELL_LOG__FORMAT", "json");
         command.envs(environment.iter().copied()).stderr(Stdio::piped()).stdout(Stdio::null());
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log: Shared<String> = Shared::default();
+        let kept = log.clone();
         let admin = tokio::task::spawn_blocking(move || {
-            let mut lines = lines.map_while(Result::ok);
+            let keep = move |line: &String| kept.lock().unwrap().push_str(line);
+            let mut lines = lines.map_while(Result::ok).inspect(keep);
             let line = lines.find(|line| line.contains("taskbell runs")).unwrap();
             // The rest must be read, or the daemon blocks when the pipe is full.
             std::thread::spawn(move || lines.for_each(drop));
@@ -29,15 +33,20 @@ impl Running {
         })
         .await
         .unwrap();
-        Self { child, admin }
+        Self { child, admin, log }
     }
 
-    async fn get(&self, path: &str) -> (u16, String) {
+    /// Everything that it has logged.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, String) {
         let response = reqwest::get(format!("http://{}{path}", self.admin)).await.unwrap();
         (response.status().as_u16(), response.text().await.unwrap())
     }
 
-    fn stop(mut self) -> std::process::ExitStatus {
+    pub fn stop(mut self) -> std::process::ExitStatus {
         Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
         self.child.wait().unwrap()
     }

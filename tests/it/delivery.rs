@@ -1,119 +1,19 @@
 //! The whole way of a delivery: real database, real worker, real TLS receiver.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use serde_json::{Value, json};
-use taskbell::daemon::database::tls_config;
-use taskbell::listener::{Doorbell, Listener};
-use taskbell::metrics::TaskTypes;
+use serde_json::json;
 use taskbell::outbox::{NativeOutbox, Outbox, Room, Settlement, Verdict};
-use taskbell::task::UrlSchemes;
-use taskbell::webhook::verify::{Arrived, ReplayWindow, Revocation, Verifier, VerifyingKeys};
-use taskbell::webhook::{
-    FailureReason, GuardPolicy, KeyRing, LegacyModes, Sender, SenderOptions, Signer, SigningAlgorithm,
-    SigningKey,
-};
-use taskbell::worker::{RetryPolicy, Worker, WorkerSettings, World};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use taskbell::webhook::FailureReason;
+use taskbell::worker::RetryPolicy;
 
-use super::support::receiver::{Post, Receiver};
-use super::support::{TestDatabase, complete, eventually, issue};
-
-const DAY: Duration = Duration::from_secs(86_400);
-
-/// The daemon's parts without its edge.
-pub struct Daemon {
-    pub jwks: Value,
-    stop: CancellationToken,
-    services: CancellationToken,
-    tasks: TaskTracker,
-    worker: tokio::task::JoinHandle<()>,
-}
-
-struct TestWorld;
-
-impl World for TestWorld {
-    fn chance(&self) -> f64 {
-        0.5
-    }
-    fn now(&self) -> SystemTime {
-        SystemTime::now()
-    }
-}
-
-impl Daemon {
-    pub async fn start(
-        database: &TestDatabase,
-        receiver: &Receiver,
-        tune: impl FnOnce(&mut WorkerSettings),
-    ) -> Self {
-        let key = SigningKey::generate(SigningAlgorithm::Ed25519, Some("test-key")).unwrap();
-        let keys = KeyRing::new(vec![key]).unwrap();
-        let jwks = keys.jwks();
-        let sender = Sender::new(
-            tls_config(Some(receiver.ca_file.path())).unwrap(),
-            GuardPolicy { allow_private: true, ..GuardPolicy::default() },
-            &SenderOptions::default(),
-        )
-        .unwrap();
-        let signer = Arc::new(Signer::new(keys, LegacyModes { bearer: true, hmac: false }));
-        let (stop, services, tasks) =
-            (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        let handle = database.connector.handle();
-        let (listener, wakes, _) = Listener::new(handle.clone(), Duration::from_secs(10));
-        tasks.spawn(listener.run(services.clone()));
-        let (doorbell, porter) = Doorbell::new(handle, services.clone());
-        tasks.spawn(porter);
-        let mut settings = WorkerSettings {
-            concurrency: 16,
-            per_lane: 8,
-            linger: Duration::from_millis(20),
-            safety_poll: Duration::from_secs(30),
-            grace: Duration::from_secs(5),
-            deadline: Duration::from_secs(1),
-            retry: RetryPolicy { schedule: vec![Duration::from_millis(50)], jitter: 0.0 },
-            task_types: TaskTypes::new([]),
-        };
-        tune(&mut settings);
-        let outbox = Arc::new(outbox(database));
-        let worker = Worker::new(outbox, Arc::new(TestWorld), sender, signer, doorbell, wakes, settings);
-        let worker = tokio::spawn(worker.run(stop.clone()));
-        Self { jwks, stop, services, tasks, worker }
-    }
-
-    pub async fn stop(self) {
-        self.stop.cancel();
-        self.worker.await.unwrap();
-        self.services.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-}
+use super::support::daemon::{Daemon, delivery, delivery_in};
+use super::support::receiver::Receiver;
+use super::support::{self, TestDatabase, complete, eventually, issue};
 
 fn outbox(database: &TestDatabase) -> NativeOutbox {
-    NativeOutbox::new(database.pool(), Duration::from_secs(60), DAY, UrlSchemes::HttpsOnly)
-}
-
-fn verify(post: &Post, url: &str, jwks: &Value) -> Result<String, String> {
-    let keys = VerifyingKeys::parse(&jwks.to_string()).unwrap();
-    let verifier = Verifier::new(keys, Revocation::default(), ReplayWindow::new(10));
-    let arrived = Arrived { method: "POST", url, headers: &post.headers, body: &post.body };
-    verifier.verify(arrived, SystemTime::now()).map_err(|refusal| refusal.to_string())
-}
-
-async fn delivery(client: &tokio_postgres::Client, task: &str) -> Value {
-    let sql = "SELECT to_jsonb(d) FROM taskbell.delivery d WHERE task_id = $1";
-    client.query_one(sql, &[&task]).await.unwrap().get(0)
-}
-
-async fn delivery_in(client: &tokio_postgres::Client, task: &str, state: &str) -> Value {
-    eventually(&format!("{task} {state}"), async || {
-        let found = delivery(client, task).await;
-        (found["state"] == state).then_some(found)
-    })
-    .await
+    support::daemon::outbox(database, Arc::default())
 }
 
 #[tokio::test]
@@ -130,7 +30,7 @@ async fn a_completed_task_rings_its_buyer_once_signed_and_is_journaled() {
     assert!(!settled["url"].as_str().unwrap().contains("secret"));
     let posts = receiver.posts();
     assert_eq!(posts.len(), 1);
-    assert_eq!(verify(&posts[0], &url, &daemon.jwks), Ok("test-key".to_owned()));
+    assert_eq!(daemon.verify(&posts[0], &url), Ok("test-key".to_owned()));
     let body = posts[0].json();
     assert_eq!(body["task_id"], "task_a");
     assert_eq!(body["operation_id"], "op_task_a");
@@ -175,7 +75,7 @@ async fn every_attempt_has_one_key_and_one_body_and_a_fresh_nonce() {
 async fn each_kind_of_failure_has_its_reason() {
     let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
     let slow = RetryPolicy { schedule: vec![Duration::from_secs(600)], jitter: 0.0 };
-    let daemon = Daemon::start(&database, &receiver, |settings| settings.retry = slow).await;
+    let daemon = Daemon::start(&database, &receiver, |tuning| tuning.worker.retry = slow).await;
     let client = database.client().await;
     let other_name = receiver.url("/ok").replace("localhost", "ip6-localhost");
     for (task, url, state, reason) in [
@@ -235,7 +135,7 @@ async fn a_receiver_with_an_unknown_certificate_gets_nothing() {
 async fn a_stop_gives_back_what_hangs_without_burning_an_attempt() {
     let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
     let daemon =
-        Daemon::start(&database, &receiver, |settings| settings.grace = Duration::from_millis(50)).await;
+        Daemon::start(&database, &receiver, |tuning| tuning.worker.grace = Duration::from_millis(50)).await;
     let client = database.client().await;
     issue(&client, "task_a", Some(&receiver.url("/hang"))).await;
     complete(&client, "task_a").await;

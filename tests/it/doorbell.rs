@@ -13,7 +13,7 @@ use taskbell::listener::{Gate, Horizon, Session};
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client};
 
-use super::support::{TestDatabase, eventually};
+use super::support::{TestDatabase, daemon, eventually};
 
 /// What a seller does with a transaction, step by step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -271,13 +271,13 @@ async fn the_bell_is_silent_only_while_somebody_is_awake() {
 async fn nothing_is_missed_under_real_concurrency_without_the_safety_poll() {
     let database = TestDatabase::migrated().await;
     let receiver = super::support::receiver::Receiver::start().await;
-    let tune = |settings: &mut taskbell::worker::WorkerSettings| {
-        settings.safety_poll = Duration::from_secs(3600);
-        settings.linger = Duration::from_millis(3);
+    let tune = |tuning: &mut daemon::Tuning| {
+        tuning.worker.safety_poll = Duration::from_secs(3600);
+        tuning.worker.linger = Duration::from_millis(3);
     };
     let daemons = [
-        super::delivery::Daemon::start(&database, &receiver, tune).await,
-        super::delivery::Daemon::start(&database, &receiver, tune).await,
+        daemon::Daemon::start(&database, &receiver, tune).await,
+        daemon::Daemon::start(&database, &receiver, tune).await,
     ];
     let url = receiver.url("/ok");
     let mut sellers = Vec::new();

@@ -20,4 +20,7 @@ mod layers;
 mod registration;
 mod registry_conformance;
 mod schema;
+mod keys;
+mod sealing;
 mod sending;
+mod states;

@@ -163,6 +163,7 @@ fn prepared(url: &str) -> Prepared {
         key: IdempotencyKey::parse("whk_00000000-0000-4000-8000-000000000001").unwrap(),
         body: Bytes::from_static(br#"{"idempotency_key":"whk_00000000-0000-4000-8000-000000000001"}"#),
         authentication: None,
+        signing_scope: None,
     }
 }
 
@@ -190,7 +191,8 @@ const OK: Script = Script::Answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no
 async fn what_arrives_is_what_was_signed() {
     let mut receiver = Receiver::start(OK, "localhost").await;
     let (sender, signer) = (receiver.sender(), signer());
-    let keys = VerifyingKeys::parse(&signer.keys().jwks().to_string()).unwrap();
+    let keys =
+        VerifyingKeys::parse(&signer.keys().ring(None).unwrap().jwks(signing_time()).to_string()).unwrap();
     let verifier = Verifier::new(keys, Revocation::default(), ReplayWindow::new(100));
     for rest in [
         "",

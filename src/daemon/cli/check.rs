@@ -10,7 +10,8 @@ use tokio_postgres::{AsyncMessage, Client};
 
 use crate::daemon::config::{Config, ConfigError, Sources};
 use crate::daemon::database::{Connector, explain, tls_config};
-use crate::daemon::run::read_keys;
+use crate::daemon::keys::{read_key_sets, read_sealing_keys, require_signing};
+use crate::daemon::published::differences;
 use crate::listener::{CHANNEL, Session};
 use crate::migrations;
 
@@ -32,21 +33,17 @@ pub(super) async fn run(sources: &Sources, json: bool) -> anyhow::Result<u8> {
         }
         Ok(config) => {
             find("configuration", true, "every key is understood".to_owned());
-            match read_keys(&config.key_files) {
-                Ok(keys) => match keys.signing() {
-                    Some(key) => find(
-                        "signing key",
-                        true,
-                        format!("signs as {} ({})", key.kid(), key.algorithm().as_str()),
-                    ),
-                    None => find(
-                        "signing key",
-                        false,
-                        "none: make one with `taskbell keys generate` and name it in signing.key_files"
-                            .to_owned(),
-                    ),
-                },
-                Err(error) => find("signing key", false, format!("{error:#}")),
+            signing(&config, &mut find).await;
+            match read_sealing_keys(&config.sealing_key_files).map(|keys| keys.current().map(str::to_owned)) {
+                Ok(Some(current)) => find("sealing key", true, format!("seals with {current}")),
+                Ok(None) => find(
+                    "sealing key",
+                    !config.production,
+                    "none: buyers' tokens and credentials stay plain in the database; make one with \
+                     `taskbell keys generate --sealing` and name it in sealing.key_files"
+                        .to_owned(),
+                ),
+                Err(error) => find("sealing key", false, format!("{error:#}")),
             }
             match tls_config(config.http_ca_file.as_deref()) {
                 Ok(_) => find("certificates", true, "buyers' endpoints can be verified".to_owned()),
@@ -77,6 +74,38 @@ pub(super) async fn run(sources: &Sources, json: bool) -> anyhow::Result<u8> {
         }
     }
     Ok(u8::from(failed))
+}
+
+/// Each key set: does it sign, and do buyers find it where we say they do?
+async fn signing(config: &Config, find: &mut impl FnMut(&'static str, bool, String)) {
+    let now = SystemTime::now();
+    let sets = match read_key_sets(&config.signing) {
+        Ok(sets) => sets,
+        Err(error) => return find("signing key", false, format!("{error:#}")),
+    };
+    if let Err(error) = require_signing(&sets, now) {
+        find("signing key", false, error.to_string());
+    }
+    for (scope, source) in config.signing.iter() {
+        let Some(ring) = sets.ring(scope) else { continue };
+        let whose = scope.map_or(String::new(), |scope| format!("{}: ", scope.as_str()));
+        if let Some(key) = ring.signing(now) {
+            let algorithm = key.algorithm().as_str();
+            find("signing key", true, format!("{whose}signs as {} ({algorithm})", key.kid()));
+        }
+        let Some(uri) = &source.jwks_uri else { continue };
+        match differences(uri, config.http_ca_file.as_deref(), ring, now).await {
+            Ok(differences) if differences.is_empty() => {
+                find("published keys", true, format!("{whose}buyers find every key at {uri}"));
+            }
+            Ok(differences) => find(
+                "published keys",
+                false,
+                format!("{whose}{uri}: {}; publish `taskbell keys jwks` there", differences.join(", ")),
+            ),
+            Err(error) => find("published keys", false, format!("{whose}{uri}: {error:#}")),
+        }
+    }
 }
 
 async fn database(

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Args;
@@ -19,15 +19,16 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::receive::{self, Arrival};
+use super::receive::{self, Arrival, Proof};
 use super::stop_on_signal;
 use crate::daemon::config::{Config, Sources};
 use crate::daemon::database::Connector;
 use crate::daemon::embedded::{self, EmbeddedOptions, EmbeddedPostgres, usable_directory};
+use crate::daemon::keys::read_ring;
 use crate::daemon::{run, telemetry};
 use crate::migrations;
 use crate::registry::{NewTask, PostgresTaskRegistry, Scope, TaskRegistry};
-use crate::task::{AccountId, Registration, TaskId, TaskType, UrlSchemes};
+use crate::task::{AccountId, Registration, Status, TaskId, TaskType, UrlSchemes};
 use crate::webhook::verify::VerifyingKeys;
 use crate::webhook::{KeyRing, SigningAlgorithm, SigningKey};
 
@@ -114,19 +115,22 @@ impl Dev {
         dsn: &str,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let keys = match config.key_files.as_slice() {
+        let ring = match config.signing.default.key_files.as_slice() {
             [] => KeyRing::new(vec![SigningKey::generate(SigningAlgorithm::Ed25519, Some("taskbell-dev"))?])?,
-            files => run::read_keys(files)?,
+            files => read_ring(files)?,
         };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let callback = format!("http://{}/adcp/webhooks", listener.local_addr()?);
         let stage = Arc::new(Stage { began: Instant::now(), settled: Mutex::default(), out: Mutex::new(()) });
         let (arrivals, arrived) = mpsc::unbounded_channel();
         // Whoever ends, ends all.
-        let (parts, published) = (TaskTracker::new(), VerifyingKeys::parse(&keys.jwks().to_string())?);
+        let (parts, published) =
+            (TaskTracker::new(), VerifyingKeys::parse(&ring.jwks(SystemTime::now()).to_string())?);
         let buyer = parts.spawn({
             let stop = stop.clone();
-            async move { receive::serve(listener, published, "http".to_owned(), arrivals, stop).await }
+            async move {
+                receive::serve(listener, Proof::of_keys(published), "http".to_owned(), arrivals, stop).await
+            }
         });
         parts.spawn(audience(stage.clone(), arrived, self.deliveries, stop.clone()));
         let registry = PostgresTaskRegistry::new(connector.pool()?);
@@ -144,7 +148,7 @@ impl Dev {
         if TcpListener::bind(config.admin).await.is_err() {
             config.admin.set_port(0);
         }
-        let running = run::run(config, keys, stop.clone(), |admin| {
+        let running = run::run(config, ring.into(), stop.clone(), |admin| {
             println!("metrics     http://{admin}/metrics");
             println!("database    {dsn}\n");
         });
@@ -202,14 +206,14 @@ async fn audience(
     stop: CancellationToken,
 ) {
     let mut verified = 0;
-    while let Some(Arrival { body, keyid }) = arrived.recv().await {
-        let Ok(id) = TaskId::parse(body["task_id"].as_str().unwrap_or_default()) else { continue };
+    while let Some(Arrival { payload, proven_by, .. }) = arrived.recv().await {
+        let Ok(id) = TaskId::parse(payload.task_id.as_str()) else { continue };
         let settled = stage.settled.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         let took = settled.map_or("settled elsewhere".to_owned(), |at| {
             format!("{:.1} ms after the commit", at.elapsed().as_secs_f64() * 1e3)
         });
-        let status = body["status"].as_str().unwrap_or_default();
-        stage.say("verified", &id, &format!("{status}, {took}, signed by {keyid}"));
+        let status = payload.status.map_or("unknown", Status::as_str);
+        stage.say("verified", &id, &format!("{status}, {took}, signed by {proven_by}"));
         verified += 1;
         if enough.is_some_and(|enough| verified >= enough) {
             stop.cancel();

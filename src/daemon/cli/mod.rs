@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::{Config, Sources};
 use super::database::Connector;
+use super::keys::read_key_sets;
 use super::{run, telemetry};
 use crate::migrations;
 
@@ -60,7 +61,7 @@ enum Command {
     /// Looks at webhooks owed and delivered; retries and cancels them.
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
-    /// Makes signing keys and shows their public halves.
+    /// Makes and rotates keys, shows their public halves, seals registrations anew.
     #[command(subcommand)]
     Keys(keys::Keys),
     /// A sample buyer: verifies the webhooks that arrive and says so.
@@ -84,7 +85,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
         Command::Run => {
             let config = Config::load(&sources)?;
             telemetry::start_logging(&config.log).context("log.filter")?;
-            let keys = run::read_keys(&config.key_files)?;
+            let keys = read_key_sets(&config.signing)?;
             run::run(config, keys, stop_on_signal()?, notify_ready).await?;
         }
         Command::Migrate { print: true } => io::stdout().write_all(migrations::print().as_bytes())?,
@@ -98,7 +99,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
         Command::Check { json } => return check::run(&sources, json).await,
         Command::Tasks(tasks) => tasks.run(&Config::load(&sources)?).await?,
         Command::Deliveries(deliveries) => deliveries.run(&Config::load(&sources)?).await?,
-        Command::Keys(keys) => keys.run(&sources)?,
+        Command::Keys(keys) => keys.run(&sources).await?,
         Command::Receive(receive) => receive.run(stop_on_signal()?).await?,
         Command::Ring(ring) => ring.run(&Config::load(&sources)?).await?,
     }
@@ -187,7 +188,7 @@ mod tests {
         for (command, expected) in [
             ("tasks", "list show complete fail"),
             ("deliveries", "list show retry cancel"),
-            ("keys", "generate jwks"),
+            ("keys", "generate rotate jwks reseal"),
         ] {
             assert_eq!(names(cli.find_subcommand(command).unwrap()), expected);
         }

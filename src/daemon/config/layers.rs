@@ -4,6 +4,8 @@
 //! of `12345` stays text. What does not fit is a problem and is left out, so that the rest can
 //! still be checked.
 
+use std::borrow::Cow;
+
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Num, Value};
 
@@ -71,7 +73,7 @@ fn file(sources: &Sources, reference: &Value, problems: &mut Vec<String>) -> Dic
 fn fit(table: &mut Dict, path: &str, reference: &Value, problems: &mut Vec<String>) {
     table.retain(|name, value| {
         let key = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        let is_section = matches!(section(reference, &key), Some(Value::Dict(..)));
+        let is_section = path == SCOPES || matches!(section(reference, &key), Some(Value::Dict(..)));
         match (is_section, value) {
             (true, Value::Dict(_, inner)) => {
                 fit(inner, &key, reference, problems);
@@ -135,7 +137,7 @@ impl Kind {
         if key.strip_prefix("metrics.sla.").is_some_and(|task_type| !task_type.is_empty()) {
             return Ok(Self::Text);
         }
-        Ok(match section(reference, key) {
+        Ok(match section(reference, &of_scope(key)) {
             Some(Value::String(..) | Value::Char(..)) => Self::Text,
             Some(Value::Bool(..)) => Self::Flag,
             Some(Value::Num(_, Num::F32(_) | Num::F64(_))) => Self::Number,
@@ -202,6 +204,18 @@ impl Kind {
         }
     }
 }
+
+/// The key that stands in the reference for one of a signing scope, which may have dots in its
+/// name: scopes have the same keys as the section that they are in.
+fn of_scope(key: &str) -> Cow<'_, str> {
+    match key.strip_prefix(SCOPES).and_then(|rest| rest.strip_prefix('.')?.rsplit_once('.')) {
+        Some((_, name @ ("key_files" | "jwks_uri"))) => Cow::Owned(format!("signing.{name}")),
+        _ => Cow::Borrowed(key),
+    }
+}
+
+/// The section whose subsections operators name.
+const SCOPES: &str = "signing.scopes";
 
 /// The value at a dotted key; the whole for an empty one.
 fn section<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {

@@ -19,6 +19,7 @@ use figment::providers::Serialized;
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use crate::task::SigningScope;
 use crate::webhook::{GuardPolicy, LegacyModes};
 use crate::worker::RetryPolicy;
 
@@ -72,8 +73,10 @@ pub struct Config {
     pub horizon: Duration,
     /// When to try again.
     pub retry: RetryPolicy,
-    /// Private key files, the signing one first.
-    pub key_files: Vec<PathBuf>,
+    /// Where the signing keys are.
+    pub signing: Signing,
+    /// Keys that seal registrations at rest, the current one first.
+    pub sealing_key_files: Vec<PathBuf>,
     /// Which legacy schemes may be used.
     pub legacy: LegacyModes,
     /// What may be called.
@@ -90,6 +93,32 @@ pub struct Config {
     pub keep: Duration,
     /// Logs.
     pub log: Log,
+}
+
+/// Where the signing keys are.
+#[derive(Debug, Clone, Default)]
+pub struct Signing {
+    /// For registrations without a signing scope.
+    pub default: KeySource,
+    /// For those with one.
+    pub scopes: BTreeMap<SigningScope, KeySource>,
+}
+
+/// Where the keys of one set are.
+#[derive(Debug, Clone, Default)]
+pub struct KeySource {
+    /// Private key files: JWK, JWKS or PEM.
+    pub key_files: Vec<PathBuf>,
+    /// Where buyers fetch the public halves, for `check`.
+    pub jwks_uri: Option<String>,
+}
+
+impl Signing {
+    /// Every set, the default one first.
+    pub fn iter(&self) -> impl Iterator<Item = (Option<&SigningScope>, &KeySource)> {
+        let scopes = self.scopes.iter().map(|(scope, source)| (Some(scope), source));
+        std::iter::once((None, &self.default)).chain(scopes)
+    }
 }
 
 /// How to reach the database.

@@ -11,11 +11,11 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::{Config, Database, Log, LogFormat, Metrics, Sources};
+use super::{Config, Database, KeySource, Log, LogFormat, Metrics, Signing, Sources};
 use crate::daemon::dsn::Dsn;
 use crate::daemon::telemetry;
 use crate::registry::AdcpEnv;
-use crate::task::TaskType;
+use crate::task::{SigningScope, TaskType};
 use crate::webhook::{GuardPolicy, LegacyModes};
 use crate::worker::RetryPolicy;
 
@@ -29,7 +29,7 @@ macro_rules! sections {
 
 sections! {
     Raw {
-        database: RawDatabase, worker: RawWorker, retry: RawRetry, signing: RawSigning, legacy: RawLegacy,
+        database: RawDatabase, worker: RawWorker, retry: RawRetry, signing: RawSigning, sealing: RawSealing, legacy: RawLegacy,
         guard: RawGuard, http: RawHttp, admin: RawAdmin, metrics: RawMetrics, retention: RawRetention,
         log: RawLog,
     }
@@ -39,7 +39,8 @@ sections! {
         probe: String, grace: String,
     }
     RawRetry { horizon: String, schedule: Vec<String>, jitter: f64 }
-    RawSigning { key_files: Vec<PathBuf> }
+    RawSigning { key_files: Vec<PathBuf>, jwks_uri: String, scopes: BTreeMap<String, RawScope> }
+    RawSealing { key_files: Vec<PathBuf> }
     RawLegacy { bearer: bool, hmac: bool }
     RawGuard { allow_http: bool, allow_private: bool, ports: Vec<u64>, deny: Vec<String> }
     RawHttp { ca_file: PathBuf, user_agent: String }
@@ -47,6 +48,14 @@ sections! {
     RawMetrics { refresh: String, task_types: Vec<String>, task_buckets: Vec<f64>, sla: BTreeMap<String, String> }
     RawRetention { keep: String }
     RawLog { format: String, filter: String }
+}
+
+/// One of `[signing.scopes.NAME]`, where the reference has no defaults to give.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawScope {
+    key_files: Vec<PathBuf>,
+    jwks_uri: String,
 }
 
 impl Raw {
@@ -86,16 +95,8 @@ impl Raw {
         check.refuse(self.retry.schedule.is_empty(), "retry.schedule", "must have at least one delay");
         check.refuse(!(0.0..1.0).contains(&self.retry.jitter), "retry.jitter", "must be from 0 to below 1");
 
-        check.refuse(
-            production && self.signing.key_files.is_empty(),
-            "signing.key_files",
-            "ADCP_ENV=production needs a key; make one with `taskbell keys generate`",
-        );
-        check.refuse(
-            self.signing.key_files.iter().any(|file| file.as_os_str().is_empty()),
-            "signing.key_files",
-            "must not have an empty path",
-        );
+        let signing = self.signing.check(production, &mut check);
+        check.files("sealing.key_files", &self.sealing.key_files);
         let legacy = |scheme: &str, on: bool| on && (!production || says(typed, "legacy", scheme));
         let legacy = LegacyModes {
             bearer: legacy("bearer", self.legacy.bearer),
@@ -129,7 +130,8 @@ impl Raw {
             grace: grace.unwrap_or_default(),
             horizon: horizon.unwrap_or_default(),
             retry: RetryPolicy { schedule, jitter: self.retry.jitter },
-            key_files: self.signing.key_files,
+            signing,
+            sealing_key_files: self.sealing.key_files,
             legacy,
             guard,
             http_ca_file: some(self.http.ca_file),
@@ -140,6 +142,33 @@ impl Raw {
             log,
         }
     }
+}
+
+impl RawSigning {
+    fn check(self, production: bool, check: &mut Check<'_>) -> Signing {
+        check.refuse(
+            production && self.key_files.is_empty() && self.scopes.is_empty(),
+            "signing.key_files",
+            "ADCP_ENV=production needs a key; make one with `taskbell keys generate`",
+        );
+        let default = key_source("signing", self.key_files, self.jwks_uri, check);
+        let scopes = self.scopes.into_iter().filter_map(|(name, raw)| {
+            let key = format!("signing.scopes.{name}");
+            check.refuse(raw.key_files.is_empty(), &format!("{key}.key_files"), "needs at least one file");
+            let source = key_source(&key, raw.key_files, raw.jwks_uri, check);
+            let scope = SigningScope::parse(&name);
+            check.refuse(scope.is_err(), &key, "must have 1 to 255 bytes and no control characters");
+            Some((scope.ok()?, source))
+        });
+        Signing { default, scopes: scopes.collect() }
+    }
+}
+
+fn key_source(key: &str, key_files: Vec<PathBuf>, jwks_uri: String, check: &mut Check<'_>) -> KeySource {
+    check.files(&format!("{key}.key_files"), &key_files);
+    let https = url::Url::parse(&jwks_uri).is_ok_and(|url| url.scheme() == "https");
+    check.refuse(!jwks_uri.is_empty() && !https, &format!("{key}.jwks_uri"), "must be an https URL");
+    KeySource { key_files, jwks_uri: Some(jwks_uri).filter(|uri| !uri.is_empty()) }
 }
 
 impl RawGuard {
@@ -296,6 +325,11 @@ impl Check<'_> {
             _ => {}
         }
         inside
+    }
+
+    fn files(&mut self, key: &str, files: &[PathBuf]) {
+        let empty = files.iter().any(|file| file.as_os_str().is_empty());
+        self.refuse(empty, key, "must not have an empty path");
     }
 
     fn count(&mut self, key: &str, count: u64, range: RangeInclusive<u64>) -> usize {

@@ -1,30 +1,34 @@
--- Moves delivered rows into the journal, forgets their registrations, logs the attempts.
+-- Moves delivered and superseded rows into the journal, forgets the registrations of tasks that
+-- have ended, logs the attempts.
 -- Says which rows were still ours; a row that is missing was claimed by somebody else.
--- $1 rows, $2 lease tokens, $3 started at, $4 duration in ms, $5 statuses, $6 body sizes
+-- $1 rows, $2 lease tokens, $3 started at, $4 duration in ms, $5 statuses, $6 body sizes,
+-- $7 verdicts (acknowledge, supersede)
 WITH answer AS (
-    SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::timestamptz[], $4::integer[], $5::integer[], $6::integer[])
-        AS a(id, lease_token, started_at, duration_ms, status, body_bytes)
+    SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::timestamptz[], $4::integer[], $5::integer[], $6::integer[],
+                         $7::text[])
+        AS a(id, lease_token, started_at, duration_ms, status, body_bytes, verdict)
 ), gone AS (
     DELETE FROM taskbell.outbox o USING answer a
     WHERE o.id = a.id AND o.lease_token = a.lease_token AND o.state = 'in_flight'
-    RETURNING o.*, a.started_at, a.duration_ms, a.status, a.body_bytes
+    RETURNING o.*, a.started_at, a.duration_ms, a.status, a.body_bytes, a.verdict
 ), forgotten AS (
     DELETE FROM taskbell.registration r USING gone g
     WHERE r.watch_id = g.watch_id AND r.task_id = g.task_id
-    RETURNING r.watch_id, r.task_id, regexp_replace(r.url, '[?#].*$', '') AS url, r.operation_id
+      AND g.to_state IN ('completed', 'failed', 'canceled', 'rejected')
 ), kept AS (
     INSERT INTO taskbell.transition (outbox_id, watch_id, task_id, account_id, task_type, from_state, to_state,
             task_created_at, occurred_at, delivery, lane, url, operation_id, idempotency_key, attempt_count,
             first_attempt_at, last_status)
     SELECT g.id, g.watch_id, g.task_id, g.account_id, g.task_type, g.from_state, g.to_state,
-           g.task_created_at, g.occurred_at, 'delivered', g.lane, f.url, f.operation_id, g.idempotency_key,
+           g.task_created_at, g.occurred_at, CASE g.verdict WHEN 'supersede' THEN 'superseded' ELSE 'delivered' END, g.lane, regexp_replace(r.url, '[?#].*$', ''), r.operation_id,
+           g.idempotency_key,
            g.attempt_count, g.first_attempt_at, g.status
-    FROM gone g LEFT JOIN forgotten f USING (watch_id, task_id)
+    FROM gone g LEFT JOIN taskbell.registration r USING (watch_id, task_id)
 ), logged AS (
     INSERT INTO taskbell.attempt (outbox_id, task_id, idempotency_key, attempt, started_at, duration_ms, status,
                                   verdict, body_bytes)
     SELECT g.id, g.task_id, g.idempotency_key, g.attempt_count, g.started_at, g.duration_ms, g.status,
            'acknowledge', g.body_bytes
-    FROM gone g
+    FROM gone g WHERE g.started_at IS NOT NULL
 )
 SELECT id FROM gone

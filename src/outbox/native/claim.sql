@@ -41,7 +41,14 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
        extract(epoch FROM now() - c.occurred_at)::float8,
        c.document::text, c.context::text,
        r.url, r.operation_id, r.token, r.scheme, r.credentials,
-       EXISTS (SELECT FROM taskbell.task_type t WHERE t.name = c.task_type)
+       EXISTS (SELECT FROM taskbell.task_type t WHERE t.name = c.task_type),
+       c.account_id, r.sealed, r.sealed_nonce, r.sealed_with, r.signing_scope,
+       -- An open state is old news once a later one goes out with it, or was delivered.
+       c.to_state NOT IN ('completed', 'failed', 'canceled', 'rejected') AND (
+           EXISTS (SELECT FROM claimed n WHERE n.task_id = c.task_id AND n.watch_id = c.watch_id AND n.id > c.id)
+           OR EXISTS (SELECT FROM taskbell.transition t WHERE t.task_id = c.task_id AND t.watch_id = c.watch_id
+                      AND t.outbox_id > c.id AND t.delivery IS NOT NULL)
+       )
 FROM claimed c
 LEFT JOIN taskbell.registration r ON r.watch_id = c.watch_id AND r.task_id = c.task_id
 LEFT JOIN LATERAL (

@@ -4,11 +4,14 @@
 //! connection. While in flight a row's `available_at` is the end of its lease, so one index
 //! finds what is due and what was left behind by a daemon that died.
 
+mod prepare;
+mod seal;
+
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Object, Pool};
-use serde_json::value::RawValue;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -17,25 +20,39 @@ use super::{
     Claim, Claimed, Lane, LeaseToken, Outbox, OutboxError, Room, RowId, SettledRows, Settlement, Transition,
     Verdict,
 };
-use crate::task::{
-    Authentication, CallbackUrl, OperationId, Registration, RegistrationError, TaskId, TaskType, Terminal,
-    UrlSchemes,
-};
-use crate::webhook::{Envelope, IdempotencyKey, Prepared, Unsendable};
+use crate::task::{SealingKeys, UrlSchemes};
+
+pub use seal::{Resealed, Which, seal_registrations};
+
+use prepare::Preparer;
 
 /// `taskbell.outbox`.
 pub struct NativeOutbox {
     pool: Pool,
     lease: Duration,
     horizon: Duration,
-    schemes: UrlSchemes,
+    preparer: Preparer,
+}
+
+/// How a [`NativeOutbox`] treats its rows.
+#[derive(Debug, Clone)]
+pub struct NativeOptions {
+    /// How long a claim is good for.
+    pub lease: Duration,
+    /// A row is given up so long after its first attempt.
+    pub horizon: Duration,
+    /// Which URLs may be called.
+    pub schemes: UrlSchemes,
+    /// Open sealed registrations.
+    pub sealing: Arc<SealingKeys>,
 }
 
 impl NativeOutbox {
-    /// Claims run for `lease`; a row is given up `horizon` after its first attempt.
+    /// An outbox on a pool of connections.
     #[must_use]
-    pub fn new(pool: Pool, lease: Duration, horizon: Duration, schemes: UrlSchemes) -> Self {
-        Self { pool, lease, horizon, schemes }
+    pub fn new(pool: Pool, options: NativeOptions) -> Self {
+        let NativeOptions { lease, horizon, schemes, sealing } = options;
+        Self { pool, lease, horizon, preparer: Preparer { schemes, sealing } }
     }
 
     async fn rows(&self, room: &Room) -> Result<(Vec<Row>, Vec<Row>, Uuid), OutboxError> {
@@ -77,6 +94,7 @@ impl NativeOutbox {
                     &columns.duration_ms,
                     &columns.statuses,
                     &columns.body_bytes,
+                    &columns.verdicts,
                 ],
             )
             .await?;
@@ -124,34 +142,8 @@ impl NativeOutbox {
             since_first: seconds(13),
             horizon: seconds(14),
             owed_for: seconds(15),
-            prepared: self.prepare(row),
+            prepared: self.preparer.prepare(row),
         }
-    }
-
-    fn prepare(&self, row: &Row) -> Result<Prepared, Unsendable> {
-        let registration = registration(row, self.schemes)?;
-        let key = IdempotencyKey::of_row(row.get(11));
-        let document = raw("result", row.get(16))?;
-        let context = raw("context", row.get(17))?;
-        let status = match row.get::<_, &str>(5) {
-            "completed" => Terminal::Completed,
-            "failed" => Terminal::Failed,
-            _ => return Err(Unsendable::Document { member: "status", problem: "is not terminal" }),
-        };
-        let accepted: bool = row.get(23);
-        let body = Envelope {
-            idempotency_key: &key,
-            operation_id: &registration.operation_id,
-            task_id: &TaskId::parse(row.get::<_, &str>(2)).map_err(|_| Unsendable::TaskId)?,
-            task_type: &TaskType::parse(row.get::<_, &str>(3)).map_err(|_| Unsendable::TaskType)?,
-            status,
-            timestamp: row.get(6),
-            token: registration.token.as_ref(),
-            result: document.as_deref(),
-            context: context.as_deref(),
-        }
-        .render_for(|_| accepted)?;
-        Ok(Prepared { url: registration.url, key, body, authentication: registration.authentication })
     }
 }
 
@@ -167,8 +159,9 @@ impl Outbox for NativeOutbox {
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<SettledRows, OutboxError> {
         let client = self.pool.get().await?;
-        let (delivered, others): (Vec<&Settlement>, Vec<&Settlement>) =
-            settlements.iter().partition(|settlement| settlement.verdict == Verdict::Acknowledge);
+        let (delivered, others): (Vec<&Settlement>, Vec<&Settlement>) = settlements
+            .iter()
+            .partition(|settlement| matches!(settlement.verdict, Verdict::Acknowledge | Verdict::Supersede));
         let (delivered, others) =
             tokio::try_join!(self.acknowledge(&client, &delivered), self.release(&client, &others))?;
         let expired = others.iter().filter(|(_, expired)| *expired).map(|(row, _)| *row).collect();
@@ -226,7 +219,7 @@ impl Columns {
             });
             columns.delays.push(match settlement.verdict {
                 Verdict::Release { after } | Verdict::Unclaim { after } => after.as_secs_f64(),
-                Verdict::Acknowledge | Verdict::DeadLetter => 0.0,
+                Verdict::Acknowledge | Verdict::Supersede | Verdict::DeadLetter => 0.0,
             });
             columns.started_at.push(attempt.map(|attempt| attempt.started_at));
             columns.duration_ms.push(attempt.map(|attempt| clamp(attempt.duration.as_millis())));
@@ -236,30 +229,6 @@ impl Columns {
         }
         columns
     }
-}
-
-/// The registration as stored, held to the contract once more: another writer may have put it
-/// there without `register_webhook`.
-fn registration(row: &Row, schemes: UrlSchemes) -> Result<Registration, RegistrationError> {
-    let text = |column: usize| row.get::<_, Option<String>>(column);
-    let (Some(url), Some(operation_id)) = (text(18), text(19)) else {
-        return Err(RegistrationError { field: "push_notification_config", problem: "is no longer stored" });
-    };
-    let authentication = match (text(21).as_deref(), text(22)) {
-        (None, None) => None,
-        (Some("Bearer"), Some(secret)) => Some(Authentication::Bearer(secret.into())),
-        (Some("HMAC-SHA256"), Some(secret)) => Some(Authentication::HmacSha256(secret.into())),
-        _ => {
-            let problem = "has an unknown scheme, or only half of what it needs";
-            return Err(RegistrationError { field: "authentication", problem });
-        }
-    };
-    Ok(Registration {
-        url: CallbackUrl::parse(&url, schemes)?,
-        operation_id: OperationId::parse(&operation_id)?,
-        token: text(20).map(Into::into),
-        authentication,
-    })
 }
 
 fn transition(row: &Row) -> Transition {
@@ -272,11 +241,6 @@ fn transition(row: &Row) -> Transition {
         task_created_at: row.get(7),
         previous: row.get::<_, Option<String>>(8).zip(row.get::<_, Option<SystemTime>>(9)),
     }
-}
-
-fn raw(member: &'static str, text: Option<String>) -> Result<Option<Box<RawValue>>, Unsendable> {
-    let unreadable = |_| Unsendable::Document { member, problem: "is not JSON" };
-    text.map(RawValue::from_string).transpose().map_err(unreadable)
 }
 
 fn count(n: usize) -> i64 {

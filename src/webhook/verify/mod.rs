@@ -1,13 +1,17 @@
 //! The receiver's half of the RFC 9421 webhook profile: AdCP's checklist, in its order.
 //!
-//! The sample buyer uses it, and the tests hold our own signatures to it. It judges signatures
-//! only: whether the body is a webhook is for the receiver to see afterwards.
+//! [`Verifier::verify`] judges the signature, [`Payload::parse`] then reads the body strictly.
+//! [`verify_hmac`] is for registrations that chose the legacy scheme.
 
 mod header;
 mod jwks;
 mod replay;
+mod payload;
+mod legacy;
 
 pub use jwks::{JwksError, VerifyingKeys};
+pub use legacy::verify_hmac;
+pub use payload::{Payload, PayloadError};
 pub use replay::ReplayWindow;
 
 use std::collections::HashSet;
@@ -152,7 +156,9 @@ fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 
 /// The signature base (RFC 9421 §2.5) in the signer's order of components.
 fn base(arrived: &Arrived<'_>, input: &SignatureInput<'_>) -> Result<String, SignatureError> {
-    let canonical = canonicalize(arrived.url).map_err(|_| SignatureError::TargetUriMalformed)?;
+    // What arrives over HTTP is ASCII; a name in another alphabet has two spellings.
+    let canonical = Some(arrived.url).filter(|url| url.is_ascii()).and_then(|url| canonicalize(url).ok());
+    let canonical = canonical.ok_or(SignatureError::TargetUriMalformed)?;
     let mut components = Vec::new();
     for name in &input.components {
         let value = match *name {
@@ -284,7 +290,7 @@ mod tests {
         for algorithm in [SigningAlgorithm::Ed25519, SigningAlgorithm::EcdsaP256] {
             let key = SigningKey::generate(algorithm, Some("a \"quoted\\ kid")).unwrap();
             let ring = KeyRing::new(vec![key]).unwrap();
-            let keys = VerifyingKeys::parse(&ring.jwks().to_string()).unwrap();
+            let keys = VerifyingKeys::parse(&ring.jwks(UNIX_EPOCH).to_string()).unwrap();
             let verifier = Verifier::new(keys, Revocation::default(), ReplayWindow::new(10));
             let url = "https://B\u{fc}cher.example:443/a/%2e%2e/h%7ek/\u{e9}?q='%7e\u{e9}#f";
             let prepared = Prepared {
@@ -292,6 +298,7 @@ mod tests {
                 key: IdempotencyKey::parse("whk_00000000-0000-4000-8000-000000000001").unwrap(),
                 body: Bytes::from_static(b"{}"),
                 authentication: None,
+                signing_scope: None,
             };
             let now = UNIX_EPOCH + Duration::from_secs(1_776_520_800);
             let headers = Signer::new(ring, LegacyModes::default()).headers(&prepared, now).unwrap();

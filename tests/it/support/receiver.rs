@@ -32,11 +32,13 @@ impl Post {
 }
 
 /// What to answer, by the path's first segment: `/ok`, `/503`, `/hang`, `/close`, `/redirect`,
-/// `/signature`, `/big`, `/once` (503 first, then 200), `/later` (429 with Retry-After: 7).
+/// `/signature`, `/big`, `/once` (503 first, then 200), `/later` (429 with Retry-After: 7),
+/// `/json` (the document that the test has put there).
 pub struct Receiver {
     pub address: SocketAddr,
     pub ca_file: tempfile::NamedTempFile,
     posts: Shared<Vec<Post>>,
+    json: Shared<String>,
 }
 
 impl Receiver {
@@ -45,24 +47,30 @@ impl Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let posts: Shared<Vec<Post>> = Arc::new(Mutex::new(Vec::new()));
-        let kept = posts.clone();
+        let json: Shared<String> = Shared::default();
+        let kept = (posts.clone(), json.clone());
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let (acceptor, posts) = (acceptor.clone(), kept.clone());
+                let (acceptor, (posts, json)) = (acceptor.clone(), kept.clone());
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(socket).await else { return };
-                    let service = service_fn(move |request| answer(request, posts.clone()));
+                    let service = service_fn(move |request| answer(request, posts.clone(), json.clone()));
                     let _ = Builder::new(TokioExecutor::new())
                         .serve_connection(TokioIo::new(stream), service)
                         .await;
                 });
             }
         });
-        Self { address, ca_file, posts }
+        Self { address, ca_file, posts, json }
     }
 
     pub fn url(&self, path: &str) -> String {
         format!("https://localhost:{}{path}", self.address.port())
+    }
+
+    /// Answers `/json` with this document.
+    pub fn serve_json(&self, text: &str) {
+        text.clone_into(&mut self.json.lock().unwrap());
     }
 
     pub fn posts(&self) -> Vec<Post> {
@@ -73,6 +81,7 @@ impl Receiver {
 async fn answer(
     request: Request<Incoming>,
     posts: Shared<Vec<Post>>,
+    json: Shared<String>,
 ) -> Result<Response<Full<Bytes>>, std::io::Error> {
     let path = request.uri().path().to_owned();
     let target = request.uri().to_string();
@@ -96,6 +105,7 @@ async fn answer(
         "signature" => {
             plain(401).header("www-authenticate", "Signature error=\"webhook_signature_invalid\"").body(empty)
         }
+        "json" => plain(200).body(Full::new(Bytes::from(json.lock().unwrap().clone()))),
         "big" => plain(200).body(Full::new(Bytes::from(vec![b'x'; 8 << 20]))),
         "once" => plain(if seen == 0 { 503 } else { 200 }).body(empty),
         "later" => plain(429).header("retry-after", "7").body(empty),

@@ -2,7 +2,11 @@
 //!
 //! Two algorithms exist in the profile, Ed25519 and ECDSA on P-256. A key never shows its
 //! private half except through [`SigningKey::to_private_jwk`], for a file that only its owner
-//! may read.
+//! may read. Which key of several signs, and until when each is published, is [`KeyRing`]'s.
+
+mod ring;
+
+pub use ring::{KeyRing, KeySets, RotationError};
 
 use std::fmt;
 
@@ -42,11 +46,26 @@ impl SigningAlgorithm {
 pub struct SigningKey {
     kid: String,
     pair: Pair,
+    /// `nbf`, in Unix seconds: published before it signs. `None`: it may sign at once.
+    signs_from: Option<u64>,
+    /// `exp`, in Unix seconds: published until its last signature has expired. `None`: no end.
+    published_until: Option<u64>,
 }
 
 enum Pair {
     Ed25519(Ed25519KeyPair),
     EcdsaP256(EcdsaKeyPair),
+}
+
+impl std::str::FromStr for SigningAlgorithm {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        [Self::Ed25519, Self::EcdsaP256]
+            .into_iter()
+            .find(|algorithm| algorithm.as_str() == text)
+            .ok_or(KeyError::Algorithm)
+    }
 }
 
 impl SigningKey {
@@ -100,7 +119,8 @@ impl SigningKey {
             }
             _ => return Err(KeyError::Algorithm),
         };
-        Self::new(pair, kid.or(jwk.kid.as_deref()))
+        let key = Self::new(pair, kid.or(jwk.kid.as_deref()))?;
+        Ok(Self { signs_from: jwk.nbf, published_until: jwk.exp, ..key })
     }
 
     /// Reads a PEM private key: PKCS#8 as OpenSSL writes it, or SEC1 (`EC PRIVATE KEY`).
@@ -126,7 +146,7 @@ impl SigningKey {
     }
 
     fn new(pair: Pair, kid: Option<&str>) -> Result<Self, KeyError> {
-        let mut key = Self { kid: String::new(), pair };
+        let mut key = Self { kid: String::new(), pair, signs_from: None, published_until: None };
         key.kid = kid.map_or_else(|| key.thumbprint(), str::to_owned);
         if key.kid.is_empty() || !key.kid.bytes().all(|byte| (0x20..=0x7e).contains(&byte)) {
             return Err(KeyError::Kid);
@@ -194,6 +214,11 @@ impl SigningKey {
         let mut jwk = self.to_public_jwk();
         jwk["key_ops"] = json!(["sign"]);
         jwk["d"] = d.as_str().into();
+        for (name, at) in [("nbf", self.signs_from), ("exp", self.published_until)] {
+            if let Some(at) = at {
+                jwk[name] = at.into();
+            }
+        }
         Ok(SecretString::from(format!("{jwk:#}\n")))
     }
 
@@ -218,45 +243,17 @@ impl SigningKey {
     }
 }
 
-impl fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SigningKey({} {})", self.algorithm().as_str(), self.kid)
+/// By what is published and when; the private half goes with the public one.
+impl PartialEq for SigningKey {
+    fn eq(&self, other: &Self) -> bool {
+        let times = |key: &Self| (key.signs_from, key.published_until);
+        self.to_public_jwk() == other.to_public_jwk() && times(self) == times(other)
     }
 }
 
-/// The configured keys. The first one signs; all of them are published, so that a new key can
-/// be known to receivers before it signs and an old one stays known while it may be in flight.
-#[derive(Debug, Default)]
-pub struct KeyRing(Vec<SigningKey>);
-
-impl KeyRing {
-    /// A ring; without keys it signs nothing.
-    ///
-    /// # Errors
-    /// [`KeyError::DuplicateKid`].
-    pub fn new(keys: Vec<SigningKey>) -> Result<Self, KeyError> {
-        let mut kids = std::collections::HashSet::new();
-        match keys.iter().find(|key| !kids.insert(key.kid())) {
-            Some(key) => Err(KeyError::DuplicateKid(key.kid().to_owned())),
-            None => Ok(Self(keys)),
-        }
-    }
-
-    /// The key that signs.
-    #[must_use]
-    pub fn signing(&self) -> Option<&SigningKey> {
-        self.0.first()
-    }
-
-    /// Every key, the signing one first.
-    pub fn iter(&self) -> impl Iterator<Item = &SigningKey> {
-        self.0.iter()
-    }
-
-    /// The JWKS document for `/.well-known/jwks.json`: public members only.
-    #[must_use]
-    pub fn jwks(&self) -> Value {
-        json!({"keys": self.0.iter().map(SigningKey::to_public_jwk).collect::<Vec<_>>()})
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey({} {})", self.algorithm().as_str(), self.kid)
     }
 }
 
@@ -269,6 +266,8 @@ struct PrivateJwk {
     x: String,
     y: Option<String>,
     d: SecretString,
+    nbf: Option<u64>,
+    exp: Option<u64>,
 }
 
 /// A coordinate or scalar: 32 bytes, in the one spelling that base64url has for them.
@@ -359,7 +358,7 @@ mod tests {
         let keys = BOTH.map(|algorithm| SigningKey::generate(algorithm, None).unwrap());
         let secrets = keys.iter().map(|key| key.to_private_jwk().unwrap()).collect::<Vec<_>>();
         let ring = KeyRing::new(keys.into()).unwrap();
-        let (jwks, debug) = (ring.jwks(), format!("{ring:?}"));
+        let (jwks, debug) = (ring.jwks(std::time::UNIX_EPOCH), format!("{ring:?}"));
         assert_eq!(jwks["keys"].as_array().unwrap().len(), 2);
         for (published, secret) in jwks["keys"].as_array().unwrap().iter().zip(secrets) {
             assert_eq!(
@@ -393,9 +392,9 @@ mod tests {
         assert_eq!(KeyRing::new(vec![key, other]).unwrap_err(), KeyError::DuplicateKid("a".into()));
     }
 
-    const ED25519_PKCS8: &str = include_str!("../../tests/vectors/ed25519-pkcs8.pem");
+    const ED25519_PKCS8: &str = include_str!("../../../tests/vectors/ed25519-pkcs8.pem");
     const ED25519_X: &str = "Lb8swz-77QdWjDmywnCF2XUdtHzD3yADZ-5OEw1xkCU";
-    const P256_PKCS8: &str = include_str!("../../tests/vectors/p256-pkcs8.pem");
-    const P256_SEC1: &str = include_str!("../../tests/vectors/p256-sec1.pem");
+    const P256_PKCS8: &str = include_str!("../../../tests/vectors/p256-pkcs8.pem");
+    const P256_SEC1: &str = include_str!("../../../tests/vectors/p256-sec1.pem");
     const P256_X: &str = "yBWyq_-qNkhVrZxDGWhdf4ZPBgwxnq-Upi_ygNXEqk0";
 }
