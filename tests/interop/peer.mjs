@@ -71,7 +71,14 @@ async function send({ mode, url, credentials }) {
     'HMAC-SHA256': { type: 'hmac_sha256', secret: credentials },
   }[mode];
   const emitter = createWebhookEmitter({ signerKey, retries: { maxAttempts: 1 }, suppressLegacyWarnings: true });
-  const payload = { task_id: 'task_1', task_type: 'create_media_buy', status: 'completed', result: { media_buy_id: 'mb_☃' } };
+  const payload = {
+    operation_id: 'op_1',
+    task_id: 'task_1',
+    task_type: 'create_media_buy',
+    status: 'completed',
+    timestamp: new Date().toISOString(),
+    result: { media_buy_id: 'mb_☃' },
+  };
   const sent = await emitter.emit({ url, payload, operation_id: url, authentication });
   return { status: sent.final_status, errors: sent.errors };
 }

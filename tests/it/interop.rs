@@ -13,13 +13,15 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use reqwest::header::{HOST, HeaderMap};
+use reqwest::header::{AUTHORIZATION, HOST, HeaderMap};
 use secrecy::SecretString;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use taskbell::daemon::database::tls_config;
-use taskbell::task::{Authentication, CallbackUrl, OperationId, TaskId, TaskType, Terminal, UrlSchemes};
-use taskbell::webhook::verify::{Arrived, ReplayWindow, Revocation, Verifier, VerifyingKeys};
+use taskbell::task::{Authentication, CallbackUrl, OperationId, Status, TaskId, TaskType, UrlSchemes};
+use taskbell::webhook::verify::{
+    Arrived, Payload, ReplayWindow, Revocation, Verifier, VerifyingKeys, verify_hmac,
+};
 use taskbell::webhook::{
     Envelope, GuardPolicy, IdempotencyKey, KeyRing, LegacyModes, Outcome, Prepared, Sender, SenderOptions,
     SignatureError, Signer, SigningAlgorithm, SigningKey,
@@ -37,7 +39,7 @@ async fn the_python_sdk_and_we_take_each_others_webhooks() {
     let Some(python) = installed("TASKBELL_INTEROP_PYTHON") else { return };
     let mut command = Command::new(python);
     command.args(["-W", "ignore", "tests/interop/peer.py"]);
-    let ours = signers();
+    let ours = ours();
     let mut peer = Peer::start(command, &published(&ours)).await;
 
     they_take_every_body(&mut peer, &ours).await;
@@ -47,13 +49,14 @@ async fn the_python_sdk_and_we_take_each_others_webhooks() {
     they_take_our_hmac(&mut peer, &ours, 200).await;
     they_refuse_what_is_not_ours(&mut peer, &ours).await;
     we_take_what_they_sign(&mut peer, &[URLS, QUERIES].concat()).await;
-    our_legacy_headers_are_theirs(&mut peer, &ours).await;
+    we_take_their_hmac(&mut peer).await;
+    our_bearer_header_is_theirs(&mut peer, &ours).await;
 
     // A number that no double holds has no canonical form (RFC 8785), so there is none to compare
     // a repeated webhook by: the SDK refuses the body.
     let mut webhook = prepared(&peer.url("/hook"));
     webhook.body = Bytes::from_static(br#"{"idempotency_key":"whk_0123456789abcdef","n":9007199254740993}"#);
-    assert_eq!(peer.deliver(&webhook, &ours[0]).await["reason"], "payload_not_i_json");
+    assert_eq!(peer.deliver(&webhook, &ours[0].signer).await["reason"], "payload_not_i_json");
 
     // The SDK signs the URL as it was registered and leaves it to its HTTP client to escape it.
     // The receiver sees only what was sent.
@@ -70,13 +73,13 @@ async fn the_typescript_sdk_and_we_take_each_others_webhooks() {
         command.arg("tests/interop/peer.mjs").env("TASKBELL_INTEROP_NODE", directory.canonicalize().unwrap());
         command
     };
-    let ours = signers();
+    let ours = ours();
     // AdCP 3.2 wants keys for webhooks published as `request-signing` and has receivers take the
     // deprecated `webhook-signing` too. This SDK, which is of AdCP 3.0, takes only the latter.
     let mut jwks = published(&ours);
     let mut strict = Peer::start(command(), &jwks).await;
     let webhook = prepared(&strict.url("/hook"));
-    let (outcome, heard) = strict.send(&webhook, &ours[0], SystemTime::now()).await;
+    let (outcome, heard) = strict.send(&webhook, &ours[0].signer, SystemTime::now()).await;
     assert_eq!(outcome, refused(SignatureError::ModeMismatch), "{heard}");
     for key in jwks["keys"].as_array_mut().unwrap() {
         key["adcp_use"] = "webhook-signing".into();
@@ -89,46 +92,34 @@ async fn the_typescript_sdk_and_we_take_each_others_webhooks() {
     they_take_our_hmac(&mut peer, &ours, 202).await;
     they_refuse_what_is_not_ours(&mut peer, &ours).await;
     we_take_what_they_sign(&mut peer, &[URLS, ESCAPED].concat()).await;
-    our_legacy_headers_are_theirs(&mut peer, &ours).await;
+    we_take_their_hmac(&mut peer).await;
+    our_bearer_header_is_theirs(&mut peer, &ours).await;
 
     // AdCP signs a query byte for byte (URL canonicalization, step 7). The SDK rewrites the
     // escapes in it, on both sides, and drops an empty one, which its HTTP client never sends.
     for url in QUERIES {
         let webhook = prepared(&peer.url(url));
-        let (outcome, heard) = peer.send(&webhook, &ours[0], SystemTime::now()).await;
+        let (outcome, heard) = peer.send(&webhook, &ours[0].signer, SystemTime::now()).await;
         assert_eq!(outcome, refused(SignatureError::Invalid), "{url} {heard}");
         let signed = if *url == "/hook?" { Ok(()) } else { Err(SignatureError::Invalid) };
         assert_eq!(peer.let_them_sign("ed25519", url).await, signed, "{url}");
     }
 }
 
-async fn they_take_every_body(peer: &mut Peer, ours: &[Signer; 2]) {
-    for (status, task_type, result, token, context) in [
-        (Terminal::Completed, "create_media_buy", None, None, None),
-        (Terminal::Completed, "get_signals", Some(r#"{"signals":[]}"#), None, None),
-        (
-            Terminal::Completed,
-            "create_media_buy",
-            Some(UNICODE),
-            Some("t\u{f6}k_0123456789, :"),
-            Some(CONTEXT),
-        ),
-        (
-            Terminal::Failed,
-            "sync_creatives",
-            Some(r#"{"code":"POLICY_VIOLATION","message":"no"}"#),
-            None,
-            None,
-        ),
-        (
-            Terminal::Failed,
-            "update_media_buy",
-            Some(r#"{"errors":[{"code":"X","message":"no"}]}"#),
-            None,
-            Some("{}"),
-        ),
-    ] {
-        for signer in ours {
+async fn they_take_every_body(peer: &mut Peer, ours: &[Ours; 2]) {
+    let plain = Status::ALL.map(|status| (status, "create_media_buy", None, None, None));
+    let failure = Some(r#"{"code":"POLICY_VIOLATION","message":"no"}"#);
+    let document = Some(r#"{"errors":[{"code":"X","message":"no"}]}"#);
+    let progress = Some(r#"{"percentage":12.5,"current_step":"review"}"#);
+    let detailed = [
+        (Status::Completed, "get_signals", Some(r#"{"signals":[]}"#), None, None),
+        (Status::Completed, "create_media_buy", Some(RESULT), Some("t\u{f6}k_0123456789, :"), Some(CONTEXT)),
+        (Status::Failed, "sync_creatives", failure, None, None),
+        (Status::Failed, "update_media_buy", document, None, Some("{}")),
+        (Status::Working, "create_media_buy", progress, None, None),
+    ];
+    for (status, task_type, result, token, context) in plain.into_iter().chain(detailed) {
+        for Ours { kid, signer, .. } in ours {
             let raw = |text: &str| serde_json::from_str::<Box<RawValue>>(text).unwrap();
             let (result, context) = (result.map(raw), context.map(raw));
             let mut prepared = prepared(&peer.url("/hook"));
@@ -148,15 +139,15 @@ async fn they_take_every_body(peer: &mut Peer, ours: &[Signer; 2]) {
             let sent: Value = serde_json::from_slice(&prepared.body).unwrap();
             let heard = peer.deliver(&prepared, signer).await;
             assert_eq!(heard["status"], 200, "{sent} {heard}");
-            assert_eq!(heard["sender"], signer.keys().signing().unwrap().kid());
+            assert_eq!(heard["sender"], *kid);
             assert_eq!(heard["payload"], sent);
         }
     }
 }
 
-async fn they_take_every_url(peer: &mut Peer, ours: &[Signer; 2], urls: &[&str]) {
+async fn they_take_every_url(peer: &mut Peer, ours: &[Ours; 2], urls: &[&str]) {
     for url in urls {
-        for signer in ours {
+        for Ours { signer, .. } in ours {
             let heard = peer.deliver(&prepared(&peer.url(url)), signer).await;
             assert_eq!(heard["status"], 200, "{url} {heard}");
         }
@@ -164,7 +155,7 @@ async fn they_take_every_url(peer: &mut Peer, ours: &[Signer; 2], urls: &[&str])
 }
 
 /// Hosts that are not here: the request comes to the peer as it would have come to them.
-async fn they_take_every_host(peer: &mut Peer, ours: &[Signer; 2]) {
+async fn they_take_every_host(peer: &mut Peer, ours: &[Ours; 2]) {
     for url in [
         "https://buyer.example",
         "https://BUYER.Example.:443/hook",
@@ -174,7 +165,7 @@ async fn they_take_every_host(peer: &mut Peer, ours: &[Signer; 2]) {
         "https://198.51.100.7:444/hook",
     ] {
         let prepared = prepared(url);
-        for signer in ours {
+        for Ours { signer, .. } in ours {
             let headers = signer.headers(&prepared, SystemTime::now()).unwrap();
             let heard = peer.post(prepared.url.target().url(), headers, &prepared.body).await;
             assert_eq!(heard["status"], 200, "{url} {heard}");
@@ -182,39 +173,38 @@ async fn they_take_every_host(peer: &mut Peer, ours: &[Signer; 2]) {
     }
 }
 
-async fn they_take_a_repeated_webhook_once(peer: &mut Peer, ours: &[Signer; 2]) {
+async fn they_take_a_repeated_webhook_once(peer: &mut Peer, ours: &[Ours; 2]) {
     let prepared = prepared(&peer.url("/hook"));
     for duplicate in [false, true] {
-        let heard = peer.deliver(&prepared, &ours[0]).await;
+        let heard = peer.deliver(&prepared, &ours[0].signer).await;
         assert_eq!((&heard["status"], &heard["duplicate"]), (&json!(200), &json!(duplicate)));
     }
 }
 
-async fn they_take_our_hmac(peer: &mut Peer, ours: &[Signer; 2], taken: u16) {
+async fn they_take_our_hmac(peer: &mut Peer, ours: &[Ours; 2], taken: u16) {
     let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
     let mut prepared = prepared(&peer.url("/hook?x=1"));
     let other = "another secret of at least thirty-two characters";
     for (secret, now, status) in [(SECRET, now, taken), (SECRET, now - hour, 401), (other, now, 401)] {
         prepared.authentication = Some(Authentication::HmacSha256(secret.into()));
-        let (outcome, heard) = peer.send(&prepared, &ours[0], now).await;
+        let (outcome, heard) = peer.send(&prepared, &ours[0].signer, now).await;
         assert_eq!(outcome.status(), Some(status), "{heard}");
     }
     prepared.authentication = Some(Authentication::HmacSha256(SECRET.into()));
-    let headers = ours[0].headers(&prepared, now).unwrap();
+    let headers = ours[0].signer.headers(&prepared, now).unwrap();
     let heard = peer.post(prepared.url.target().url(), headers, &tampered(&prepared.body)).await;
     assert_eq!(heard["status"], 401, "{heard}");
 }
 
-async fn they_refuse_what_is_not_ours(peer: &mut Peer, ours: &[Signer; 2]) {
+async fn they_refuse_what_is_not_ours(peer: &mut Peer, ours: &[Ours; 2]) {
     let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
-    for signer in ours {
+    for Ours { kid, algorithm, signer } in ours {
         let prepared = prepared(&peer.url("/hook"));
-        let kid = signer.keys().signing().unwrap().kid();
         for (signer, now, error) in [
             (signer, now - hour, SignatureError::WindowInvalid),
             (signer, now + hour, SignatureError::WindowInvalid),
-            (&new_signer(SigningAlgorithm::Ed25519, "unpublished"), now, SignatureError::KeyUnknown),
-            (&new_signer(signer.keys().signing().unwrap().algorithm(), kid), now, SignatureError::Invalid),
+            (&Ours::new("unpublished", *algorithm).signer, now, SignatureError::KeyUnknown),
+            (&Ours::new(kid, *algorithm).signer, now, SignatureError::Invalid),
         ] {
             let (outcome, heard) = peer.send(&prepared, signer, now).await;
             assert_eq!(outcome, refused(error), "{heard}");
@@ -242,6 +232,9 @@ async fn we_take_what_they_sign(peer: &mut Peer, urls: &[&str]) {
         }
     }
     let post = peer.let_them_send("ed25519", "/hook").await;
+    let payload = Payload::parse(&post.body).unwrap();
+    let result: Value = serde_json::from_str(payload.result.unwrap().get()).unwrap();
+    assert_eq!(result["media_buy_id"], "mb_\u{2603}");
     let verifier = peer.verifier();
     let altered = Post { body: tampered(&post.body).into(), ..post.clone() };
     let moved = Post { target: "/elsewhere".to_owned(), ..post.clone() };
@@ -251,20 +244,20 @@ async fn we_take_what_they_sign(peer: &mut Peer, urls: &[&str]) {
     assert_eq!(verify(&verifier, &post), Err(SignatureError::Replayed));
 }
 
-/// No SDK's receiver looks at a Bearer token, which is for the gateway before it. So the legacy
-/// modes are also compared with what the SDK sends for the same body at the same time.
-async fn our_legacy_headers_are_theirs(peer: &mut Peer, ours: &[Signer; 2]) {
-    for authentication in [Authentication::Bearer(SECRET.into()), Authentication::HmacSha256(SECRET.into())] {
-        let theirs = peer.let_them_send(authentication.scheme(), "/hook").await;
-        let seconds = theirs.headers.get("x-adcp-timestamp").map_or("0", |value| value.to_str().unwrap());
-        let then = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.parse().unwrap());
-        let mut prepared = prepared(&peer.receiver.url("/hook"));
-        prepared.body = Bytes::from(theirs.body);
-        prepared.authentication = Some(authentication);
-        for (name, value) in &ours[0].headers(&prepared, then).unwrap() {
-            assert_eq!(theirs.headers[name].as_bytes(), value.as_bytes(), "{name}");
-        }
-    }
+async fn we_take_their_hmac(peer: &mut Peer) {
+    let Post { headers, body, .. } = peer.let_them_send("HMAC-SHA256", "/hook").await;
+    let (secret, now) = (SECRET.into(), SystemTime::now());
+    assert_eq!(verify_hmac(&secret, &headers, &body, now), Ok(()));
+    assert_eq!(verify_hmac(&secret, &headers, &tampered(&body), now), Err(SignatureError::Invalid));
+}
+
+/// No SDK's receiver looks at a Bearer token, which is for the gateway before it.
+async fn our_bearer_header_is_theirs(peer: &mut Peer, ours: &[Ours; 2]) {
+    let theirs = peer.let_them_send("Bearer", "/hook").await;
+    let mut prepared = prepared(&peer.receiver.url("/hook"));
+    prepared.authentication = Some(Authentication::Bearer(SECRET.into()));
+    let headers = ours[0].signer.headers(&prepared, SystemTime::now()).unwrap();
+    assert_eq!(theirs.headers[AUTHORIZATION], headers[AUTHORIZATION]);
 }
 
 /// One SDK, in a process that ends with this value.
@@ -392,20 +385,29 @@ fn installed(variable: &str) -> Option<PathBuf> {
     None
 }
 
-/// One for each algorithm, one of them with a `kid` that has to be escaped.
-fn signers() -> [Signer; 2] {
-    [new_signer(SigningAlgorithm::Ed25519, "a \"quoted\\ kid"), new_signer(SigningAlgorithm::EcdsaP256, "k2")]
+/// A key of ours.
+struct Ours {
+    kid: &'static str,
+    algorithm: SigningAlgorithm,
+    signer: Signer,
 }
 
-fn new_signer(algorithm: SigningAlgorithm, kid: &str) -> Signer {
-    let key = SigningKey::generate(algorithm, Some(kid)).unwrap();
-    Signer::new(KeyRing::new(vec![key]).unwrap(), LegacyModes::default())
+impl Ours {
+    fn new(kid: &'static str, algorithm: SigningAlgorithm) -> Self {
+        let ring = KeyRing::new(vec![SigningKey::generate(algorithm, Some(kid)).unwrap()]).unwrap();
+        Self { kid, algorithm, signer: Signer::new(ring, LegacyModes::default()) }
+    }
 }
 
-/// The published keys of all of them in one document.
-fn published(signers: &[Signer]) -> Value {
-    let keys = signers.iter().map(|signer| signer.keys().jwks()["keys"][0].take());
-    json!({"keys": keys.collect::<Vec<_>>()})
+/// A key for each algorithm, one of them with a `kid` that has to be escaped.
+fn ours() -> [Ours; 2] {
+    [Ours::new("a \"quoted\\ kid", SigningAlgorithm::Ed25519), Ours::new("k2", SigningAlgorithm::EcdsaP256)]
+}
+
+/// What we publish of them, in one document.
+fn published(ours: &[Ours]) -> Value {
+    let jwks = |ours: &Ours| ours.signer.keys().ring(None).unwrap().jwks(SystemTime::now());
+    json!({"keys": ours.iter().map(|ours| jwks(ours)["keys"][0].take()).collect::<Vec<_>>()})
 }
 
 /// A webhook like any other.
@@ -420,6 +422,7 @@ fn prepared(url: &str) -> Prepared {
         key,
         body: Bytes::from(body.to_string()),
         authentication: None,
+        signing_scope: None,
     }
 }
 
@@ -452,5 +455,5 @@ const ESCAPED: &[&str] = &["/\u{e9}", "/\"{}|^`", "/p?q=\u{e9}\"<>'"];
 /// Queries that another spelling would mean as much as.
 const QUERIES: &[&str] = &["/hook?", "/p?c=%7e", "/p?c=%e9"];
 
-const UNICODE: &str = "{\"note\":\"Zusage f\u{fc}r 25\u{a0}% \u{2014} \u{2603} \u{1f514}\\u0007\",\"budget\":1.50,\"end\":null}";
+const RESULT: &str = "{\"note\":\"Zusage f\u{fc}r 25\u{a0}% \u{2014} \u{2603} \u{1f514}\\u0007\",\"budget\":1.50,\"end\":null}";
 const CONTEXT: &str = "{\"session\":\"s\u{e9}ance\",\"steps\":[1,2,{\"n\":-0.5e-3}]}";
