@@ -63,7 +63,9 @@ pub async fn run(
     tasks.spawn(porter);
     tasks.spawn(publish_listener(listener_up.clone(), services.clone()));
     tasks.spawn(upkeep(metrics.clone(), services.clone()));
-    tasks.spawn(keys::follow(config.signing.clone(), signer.clone(), services.clone()));
+    if config.signing.has_files() {
+        tasks.spawn(keys::follow(config.signing.clone(), signer.clone(), services.clone()));
+    }
     tasks.spawn(sealer::run(pool.clone(), sealing, services.clone()));
     let reporter = Reporter {
         pool,

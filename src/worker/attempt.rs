@@ -65,6 +65,9 @@ pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, tic
     let (verdict, reason) = (means.policy.judge(&outcome, facts), outcome.reason());
     let status = outcome.status();
     names::observe_attempt(duration, reason);
+    if let Outcome::OwnFault(why) = &outcome {
+        tracing::error!(%why, "a webhook waits for us");
+    }
     let scheme = prepared.authentication.as_ref().map(Authentication::scheme);
     if let Some(scheme) =
         scheme.filter(|_| !matches!(outcome, Outcome::OwnFault(_) | Outcome::AddressRefused))

@@ -221,3 +221,16 @@ async fn what_ring_sends_receive_verifies_and_refuses_by_its_code() {
     let refused = ring(&url).await;
     assert!(refused.code == 2 && refused.err.contains("webhook_signature_invalid"), "{refused:?}");
 }
+
+#[tokio::test]
+async fn dev_shows_the_whole_way_and_stops_after_as_many_webhooks_as_asked() {
+    let directory = super::support::scratch("taskbell-dev-");
+    let place = directory.path().join("data");
+    let arguments = ["dev", "--directory", place.to_str().unwrap(), "--deliveries", "2"];
+    let mut command = taskbell(None, &arguments);
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    let said = tokio::time::timeout(std::time::Duration::from_secs(120), run(command)).await.unwrap();
+    assert_eq!(said.code, 0, "{said:?}");
+    let verified = said.out.lines().filter(|line| line.contains("  verified ")).count();
+    assert!(verified >= 2 && said.out.contains("signed by taskbell-dev"), "{said:?}");
+}

@@ -114,6 +114,12 @@ pub struct KeySource {
 }
 
 impl Signing {
+    /// Whether any key is read from a file.
+    #[must_use]
+    pub fn has_files(&self) -> bool {
+        self.iter().any(|(_, source)| !source.key_files.is_empty())
+    }
+
     /// Every set, the default one first.
     pub fn iter(&self) -> impl Iterator<Item = (Option<&SigningScope>, &KeySource)> {
         let scopes = self.scopes.iter().map(|(scope, source)| (Some(scope), source));
