@@ -16,7 +16,8 @@ pub struct Running {
 impl Running {
     pub async fn start(database: &TestDatabase, environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_taskbell"));
-        command.arg("run").env("DATABASE_URL", &database.dsn).env("TASKBELL_ADMIN__LISTEN", "127.0.0.1:0");
+        command.env_clear().arg("run").env("DATABASE_URL", &database.dsn);
+        command.env("TASKBELL_ADMIN__LISTEN", "127.0.0.1:0");
         command.env("TASKBELL_METRICS__REFRESH", "1s").env("TASKBELL_LOG__FORMAT", "json");
         command.envs(environment.iter().copied()).stderr(Stdio::piped()).stdout(Stdio::null());
         let mut child = command.spawn().unwrap();
@@ -95,7 +96,7 @@ async fn check_passes_on_a_good_set_up_and_names_what_is_missing() {
     let key = directory.path().join("key.jwk");
     let taskbell = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_taskbell"));
-        command.args(arguments).env("DATABASE_URL", &database.dsn);
+        command.env_clear().args(arguments).env("DATABASE_URL", &database.dsn);
         command
     };
     assert!(taskbell(&["keys", "generate", key.to_str().unwrap()]).status().unwrap().success());
@@ -122,6 +123,7 @@ async fn check_passes_on_a_good_set_up_and_names_what_is_missing() {
 #[tokio::test]
 async fn a_wrong_configuration_is_refused_with_every_fault_by_name() {
     let output = Command::new(env!("CARGO_BIN_EXE_taskbell"))
+        .env_clear()
         .arg("run")
         .env("ADCP_ENV", "production")
         .env("TASKBELL_WORKER__LEASE", "10s")

@@ -19,6 +19,8 @@ use super::tls::acceptor;
 #[derive(Debug, Clone)]
 pub struct Post {
     pub path: String,
+    /// The request target: path and query, as they arrived.
+    pub target: String,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
 }
@@ -82,12 +84,13 @@ async fn answer(
     json: Shared<String>,
 ) -> Result<Response<Full<Bytes>>, std::io::Error> {
     let path = request.uri().path().to_owned();
+    let target = request.uri().to_string();
     let headers = request.headers().clone();
     let body = request.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes().to_vec();
     let seen = {
         let mut posts = posts.lock().unwrap();
         let seen = posts.iter().filter(|post| post.path == path).count();
-        posts.push(Post { path: path.clone(), headers, body });
+        posts.push(Post { path: path.clone(), target, headers, body });
         seen
     };
     let plain = |status: u16| Response::builder().status(status);
