@@ -18,7 +18,7 @@ CREATE TABLE taskbell.schema_version (
 CREATE TABLE taskbell.watched_table (
     watch_id       smallint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     relation       regclass NOT NULL UNIQUE,
-    profile        text NOT NULL CHECK (profile IN ('adcp-python', 'adcp-typescript', 'custom')),
+    profile        text NOT NULL CHECK (profile IN ('adcp-python', 'adcp-typescript', 'custom', 'adcp-python-outbox')),
     id_column      name NOT NULL,
     state_column   name NOT NULL,
     type_column    name NOT NULL,

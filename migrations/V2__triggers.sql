@@ -14,6 +14,16 @@ BEGIN
     END IF;
 END $$;
 
+-- For tables of others whose rows we deliver, and that have no trigger of ours but this one.
+CREATE FUNCTION taskbell.ring_for_rows() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF pg_try_advisory_xact_lock_shared(8386110886190083180) THEN
+        PERFORM pg_notify('taskbell', '');
+    END IF;
+    RETURN NULL;
+END $$;
+
 -- A terminal task is never changed, whoever tries.
 CREATE FUNCTION taskbell.refuse_terminal_change() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -74,9 +84,13 @@ BEGIN
             RAISE EXCEPTION 'taskbell.watch: profile custom needs id_column, state_column and type_column'
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
+    ELSIF profile = 'adcp-python-outbox' THEN
+        -- No tasks: webhooks that the SDK owes. Only the bell is ours.
+        id_column := 'id'; state_column := 'state'; type_column := 'task_type'; account_column := 'account_id';
     ELSE
         RAISE EXCEPTION 'taskbell.watch: unknown profile'
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'One of adcp-python, adcp-typescript, custom.';
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'One of adcp-python, adcp-typescript, custom, adcp-python-outbox.';
     END IF;
     SELECT string_agg(quote_ident(c), ', ') INTO missing
     FROM unnest(ARRAY[id_column, state_column, type_column, account_column, result_column, error_column,
@@ -99,6 +113,17 @@ BEGIN
             excluded.result_column, excluded.error_column, excluded.context_column, excluded.progress_column, excluded.created_column,
             excluded.doorbell)
     RETURNING w.* INTO watched;
+
+    IF profile = 'adcp-python-outbox' THEN
+        IF NOT doorbell THEN
+            EXECUTE format('DROP TRIGGER IF EXISTS taskbell_doorbell ON %s', task_table);
+        ELSIF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = task_table AND tgname = 'taskbell_doorbell'
+                          AND tgenabled <> 'D') THEN
+            EXECUTE format('CREATE OR REPLACE TRIGGER taskbell_doorbell AFTER INSERT ON %s
+                            FOR EACH STATEMENT EXECUTE FUNCTION taskbell.ring_for_rows()', task_table);
+        END IF;
+        RETURN watched.watch_id;
+    END IF;
 
     IF created_column IS NOT NULL THEN
         SELECT format_type(atttypid, NULL) INTO created_type
@@ -182,9 +207,13 @@ CREATE FUNCTION taskbell.unwatch(task_table regclass) RETURNS boolean
 DECLARE
     gone smallint;
 BEGIN
-    EXECUTE format('DROP TRIGGER IF EXISTS taskbell_record_insert ON %s', task_table);
-    EXECUTE format('DROP TRIGGER IF EXISTS taskbell_record_update ON %s', task_table);
-    EXECUTE format('DROP TRIGGER IF EXISTS taskbell_terminal_is_final ON %s', task_table);
+    -- A table that was dropped took its triggers with it.
+    IF EXISTS (SELECT FROM pg_class WHERE oid = task_table) THEN
+        EXECUTE format('DROP TRIGGER IF EXISTS taskbell_record_insert ON %s', task_table);
+        EXECUTE format('DROP TRIGGER IF EXISTS taskbell_record_update ON %s', task_table);
+        EXECUTE format('DROP TRIGGER IF EXISTS taskbell_terminal_is_final ON %s', task_table);
+        EXECUTE format('DROP TRIGGER IF EXISTS taskbell_doorbell ON %s', task_table);
+    END IF;
     DELETE FROM taskbell.watched_table w WHERE w.relation = task_table RETURNING w.watch_id INTO gone;
     IF gone IS NOT NULL THEN
         EXECUTE format('DROP FUNCTION IF EXISTS taskbell.record_%s()', gone);
@@ -222,7 +251,7 @@ BEGIN
 END $$;
 
 REVOKE EXECUTE ON FUNCTION
-    taskbell.ring(), taskbell.refuse_terminal_change(), taskbell.create_task_table(text),
+    taskbell.ring(), taskbell.ring_for_rows(), taskbell.refuse_terminal_change(), taskbell.create_task_table(text),
     taskbell.watch(regclass, text, name, name, name, name, name, name, name, name, name, boolean),
     taskbell.unwatch(regclass)
 FROM PUBLIC;

@@ -141,7 +141,7 @@ BEGIN
     -- Find the task and hold it: whoever ends it now waits for us, and its trigger then sees
     -- the registration.
     FOR watched IN SELECT w.* FROM taskbell.watched_table w
-                   WHERE relation IS NULL OR w.relation = relation LOOP
+                   WHERE (relation IS NULL OR w.relation = relation) AND w.profile <> 'adcp-python-outbox' LOOP
         -- Not a right of ours to give: whoever may insert tasks may say whom to ring about them.
         granted := has_table_privilege(session_user, watched.relation, 'INSERT');
         denied := denied OR NOT granted;
@@ -165,6 +165,16 @@ BEGIN
             USING ERRCODE = 'no_data_found',
                   HINT = 'INSERT the task first, in the same transaction. SELECT * FROM taskbell.watched_table says '
                          'which tables are watched.';
+    END IF;
+    IF found_in.profile = 'adcp-python' AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = found_in.relation
+            AND attname = 'webhook_registration' AND NOT attisdropped) THEN
+        EXECUTE format('SELECT webhook_registration IS NOT NULL FROM %s WHERE %I = $1',
+                       found_in.relation, found_in.id_column) INTO here USING id;
+        IF here THEN
+            RAISE EXCEPTION 'taskbell.register_webhook: the AdCP Python SDK has registered a webhook for this task'
+                USING ERRCODE = 'unique_violation',
+                      HINT = 'The SDK owes it when it ends the task; a second one would ring the buyer twice.';
+        END IF;
     END IF;
     IF task_state IN ('completed', 'failed', 'canceled', 'rejected') THEN
         RAISE EXCEPTION 'taskbell.register_webhook: the task is already %', task_state

@@ -2,7 +2,7 @@
 
 -- Every webhook owed or settled, newest last. No secrets: URLs without query and fragment.
 CREATE VIEW taskbell.delivery AS
-    SELECT o.id AS delivery_id, o.watch_id, o.task_id, o.account_id, o.task_type, o.to_state AS task_state,
+    SELECT 'native' AS source, o.id AS delivery_id, o.watch_id, o.task_id, o.account_id, o.task_type, o.to_state AS task_state,
            o.state, o.lane, regexp_replace(r.url, '[?#].*$', '') AS url, r.operation_id,
            'whk_' || o.idempotency_key AS idempotency_key,
            o.attempt_count, o.occurred_at, o.first_attempt_at, o.retry_until, o.available_at AS next_attempt_at,
@@ -10,7 +10,7 @@ CREATE VIEW taskbell.delivery AS
     FROM taskbell.outbox o LEFT JOIN taskbell.registration r USING (watch_id, task_id)
     WHERE o.lane IS NOT NULL
 UNION ALL
-    SELECT t.outbox_id, t.watch_id, t.task_id, t.account_id, t.task_type, t.to_state,
+    SELECT 'native', t.outbox_id, t.watch_id, t.task_id, t.account_id, t.task_type, t.to_state,
            t.delivery, t.lane, t.url, t.operation_id, 'whk_' || t.idempotency_key,
            t.attempt_count, t.occurred_at, t.first_attempt_at, NULL, NULL,
            t.settled_at, t.last_status, t.last_reason

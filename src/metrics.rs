@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
-use crate::outbox::{Transition, Verdict};
+use crate::outbox::{Source, Transition, Verdict};
 use crate::task::{Status, task_types};
 use crate::webhook::FailureReason;
 
@@ -93,11 +93,13 @@ pub fn publish(version: &'static str) {
     }
     counter!(LEASES_LOST).increment(0);
     gauge!(LISTENER_UP).set(0.0);
-    for state in OUTBOX_STATES {
-        gauge!(OUTBOX_ROWS, "source" => "native", "state" => state).set(0.0);
+    for source in [Source::Native, Source::Sealed].map(Source::as_str) {
+        for state in OUTBOX_STATES {
+            gauge!(OUTBOX_ROWS, "source" => source, "state" => state).set(0.0);
+        }
+        gauge!(OUTBOX_OLDEST_DUE, "source" => source).set(0.0);
+        gauge!(OUTBOX_AT_RISK, "source" => source).set(0.0);
     }
-    gauge!(OUTBOX_OLDEST_DUE, "source" => "native").set(0.0);
-    gauge!(OUTBOX_AT_RISK, "source" => "native").set(0.0);
     gauge!(NOTIFY_QUEUE).set(0.0);
     gauge!(OLDEST_XMIN).set(0.0);
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::config::Signing;
-use crate::task::{SealingKey, SealingKeys, SigningScope};
+use crate::task::{SdkKeys, SealingKey, SealingKeys, SigningScope};
 use crate::webhook::{KeyRing, KeySets, Signer};
 
 /// Reads every configured key set.
@@ -50,6 +50,19 @@ pub fn read_sealing_keys(files: &[PathBuf]) -> anyhow::Result<SealingKeys> {
         SealingKey::parse(&text).with_context(|| format!("sealing.key_files: {}", file.display()))
     });
     Ok(SealingKeys::new(keys.collect::<anyhow::Result<_>>()?)?)
+}
+
+/// Reads the application keys of the AdCP Python SDK.
+///
+/// # Errors
+/// As [`read_key_sets`].
+pub fn read_sdk_keys(files: &[PathBuf]) -> anyhow::Result<SdkKeys> {
+    let texts = files.iter().map(|file| {
+        let bytes = std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
+        Ok(Zeroizing::new(bytes))
+    });
+    let texts = texts.collect::<anyhow::Result<Vec<_>>>().context("sources.sealed.key_files")?;
+    SdkKeys::parse(texts.iter().map(|text| text.as_slice())).context("sources.sealed.key_files")
 }
 
 fn read(file: &std::path::Path) -> anyhow::Result<Zeroizing<String>> {

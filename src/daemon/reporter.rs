@@ -14,20 +14,22 @@ use tokio_util::sync::CancellationToken;
 use super::config::Metrics;
 use super::database::explain;
 use crate::metrics::{self as names, TaskTypes};
-use crate::outbox::{NativeOutbox, Outbox};
+use crate::outbox::{Outbox, Outboxes, Source};
 
 /// The reporter.
 pub struct Reporter {
     /// Where to read.
     pub pool: Pool,
     /// Whose rows expire.
-    pub outbox: Arc<NativeOutbox>,
+    pub outbox: Arc<Outboxes>,
     /// How often, and the limits on age.
     pub metrics: Metrics,
     /// Bounds labels.
     pub types: TaskTypes,
     /// How long the journal is kept.
     pub keep: Duration,
+    /// The SDK's outbox, where it is served.
+    pub sealed_table: Option<String>,
 }
 
 impl Reporter {
@@ -67,7 +69,11 @@ impl Reporter {
             if !transaction.query_one(TURN, &[]).await?.get::<_, bool>(0) {
                 return Ok(false);
             }
-            self.report_outbox(&transaction.query_one(OUTBOX, &[]).await?);
+            report_outbox(Source::Native, &transaction.query_one(OUTBOX, &[]).await?);
+            if let Some(table) = &self.sealed_table {
+                let sql = SEALED.replace(SDK_TABLE, table);
+                report_outbox(Source::Sealed, &transaction.query_one(&sql, &[]).await?);
+            }
             let database = transaction.query_one(DATABASE, &[]).await?;
             gauge!(names::NOTIFY_QUEUE).set(database.get::<_, f64>(0));
             gauge!(names::OLDEST_XMIN).set(database.get::<_, f64>(1));
@@ -94,17 +100,6 @@ impl Reporter {
         Ok(())
     }
 
-    fn report_outbox(&self, row: &tokio_postgres::Row) {
-        for (column, state) in names::OUTBOX_STATES.into_iter().enumerate() {
-            #[allow(clippy::cast_precision_loss, reason = "row counts are far below 2^52")]
-            gauge!(names::OUTBOX_ROWS, "source" => "native", "state" => state)
-                .set(row.get::<_, i64>(column) as f64);
-        }
-        gauge!(names::OUTBOX_OLDEST_DUE, "source" => "native").set(row.get::<_, f64>(4));
-        #[allow(clippy::cast_precision_loss, reason = "row counts are far below 2^52")]
-        gauge!(names::OUTBOX_AT_RISK, "source" => "native").set(row.get::<_, i64>(5) as f64);
-    }
-
     async fn keep_house(&self) -> Result<(), String> {
         let client = self.pool.get().await.map_err(|error| error.to_string())?;
         client.query_one(CREATE_PARTITIONS, &[]).await.map_err(|error| explain(&error))?;
@@ -113,6 +108,18 @@ impl Reporter {
         tracing::debug!(dropped = dropped.get::<_, i32>(0), "partitions maintained");
         Ok(())
     }
+}
+
+fn report_outbox(source: Source, row: &tokio_postgres::Row) {
+    let source = source.as_str();
+    for (column, state) in names::OUTBOX_STATES.into_iter().enumerate() {
+        #[allow(clippy::cast_precision_loss, reason = "row counts are far below 2^52")]
+        gauge!(names::OUTBOX_ROWS, "source" => source, "state" => state)
+            .set(row.get::<_, i64>(column) as f64);
+    }
+    gauge!(names::OUTBOX_OLDEST_DUE, "source" => source).set(row.get::<_, f64>(4));
+    #[allow(clippy::cast_precision_loss, reason = "row counts are far below 2^52")]
+    gauge!(names::OUTBOX_AT_RISK, "source" => source).set(row.get::<_, i64>(5) as f64);
 }
 
 /// Open tasks by label; several tables and several unknown types add up under one.
@@ -156,6 +163,9 @@ impl Open {
 /// `taskgaug` in ASCII.
 const TURN: &str = "SELECT pg_try_advisory_xact_lock(8386110886273709415)";
 const OUTBOX: &str = include_str!("outbox_gauges.sql");
+const SEALED: &str = include_str!("sealed_gauges.sql");
+/// The name in the statement, replaced by the configured one.
+const SDK_TABLE: &str = "adcp_task_webhook_outbox";
 const DATABASE: &str = include_str!("database_gauges.sql");
 const WATCHED: &str = include_str!("open_tasks.sql");
 const CREATE_PARTITIONS: &str = "SELECT taskbell.create_partitions()";

@@ -15,12 +15,10 @@ use super::admin::{self, Admin};
 use super::config::Config;
 use super::database::{Connector, tls_config};
 use super::reporter::Reporter;
-use super::{keys, sealer};
+use super::{keys, sealer, sources};
 use crate::listener::{Doorbell, Listener};
 use crate::metrics as names;
 use crate::migrations;
-use crate::outbox::{NativeOptions, NativeOutbox};
-use crate::task::UrlSchemes;
 use crate::webhook::{KeySets, Sender, SenderOptions, Signer};
 use crate::worker::{Worker, WorkerSettings, World};
 
@@ -49,10 +47,8 @@ pub async fn run(
     let sealing = Arc::new(keys::read_sealing_keys(&config.sealing_key_files)?);
     let sender = sender(&config)?;
     let signer = Arc::new(Signer::new(key_sets, config.legacy));
-    let schemes = if config.guard.allow_http { UrlSchemes::AllowHttp } else { UrlSchemes::HttpsOnly };
-    let options =
-        NativeOptions { lease: config.lease, horizon: config.horizon, schemes, sealing: sealing.clone() };
-    let outbox = Arc::new(NativeOutbox::new(pool.clone(), options));
+    let (outbox, safety_poll) = sources::outboxes(&config, &pool, sealing.clone()).await?;
+    let outbox = Arc::new(outbox);
     let types = names::TaskTypes::new(config.metrics.task_types.iter().cloned());
 
     // Everything but the worker stops last: it needs them to drain.
@@ -73,6 +69,7 @@ pub async fn run(
         metrics: config.metrics.clone(),
         types: types.clone(),
         keep: config.keep,
+        sealed_table: config.sealed.as_ref().map(|source| source.table.clone()),
     };
     tasks.spawn(reporter.run(services.clone()));
     let (accepting, is_accepting) = watch::channel(true);
@@ -89,7 +86,7 @@ pub async fn run(
             concurrency: config.concurrency,
             per_lane: config.per_lane,
             linger: config.linger,
-            safety_poll: config.safety_poll,
+            safety_poll,
             grace: config.grace,
             deadline: config.deadline,
             retry: config.retry.clone(),

@@ -74,7 +74,7 @@ async fn check_says_what_to_do_until_all_is_well() {
         .batch_execute("ALTER TABLE decisioning_tasks DISABLE TRIGGER taskbell_record_update")
         .await
         .unwrap();
-    failed(&["SELECT taskbell.watch('decisioning_tasks')"]).await;
+    failed(&["taskbell watch add decisioning_tasks"]).await;
 }
 
 #[tokio::test]

@@ -160,20 +160,23 @@ async fn database(
     if version == 0 {
         return Ok(());
     }
-    let tables = client.query(TRIGGERS, &[]).await?;
+    let tables = client.query(super::WATCHED, &[]).await?;
     if tables.is_empty() {
-        find("triggers", false, "no table is watched: SELECT taskbell.watch('your_tasks')".to_owned());
+        find("triggers", false, "no table is watched: `taskbell watch add YOUR_TASKS`".to_owned());
     }
     for table in tables {
-        let (name, enabled): (String, i64) = (table.get(0), table.get(1));
-        let ok = enabled == 3;
+        let (name, profile): (String, String) = (table.get(1), table.get(2));
+        let (expected, enabled): (i32, i32) = (table.get(4), table.get(5));
+        let ok = table.get::<_, bool>(0) && enabled == expected;
         find(
             "triggers",
             ok,
             if ok {
                 format!("{name} is watched")
             } else {
-                format!("{name} has {enabled} of 3 triggers: SELECT taskbell.watch('{name}')")
+                format!(
+                    "{name} has {enabled} of {expected} triggers: `taskbell watch add {name} --profile {profile}`"
+                )
             },
         );
     }
@@ -224,7 +227,6 @@ async fn round_trip(connector: &Connector) -> (bool, String) {
 
 const SERVER: &str = "SELECT current_setting('server_version'), current_setting('server_version_num')::int, \
                       current_user::text, pg_is_in_recovery(), extract(epoch FROM clock_timestamp())::float8";
-const TRIGGERS: &str = include_str!("check_triggers.sql");
 /// CREATE OR REPLACE TRIGGER came with 14.
 const OLDEST: i32 = 140_000;
 const MAX_SKEW: f64 = 30.0;

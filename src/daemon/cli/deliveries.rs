@@ -54,15 +54,25 @@ impl Deliveries {
     pub(super) async fn run(self, config: &Config) -> anyhow::Result<()> {
         let client = Connector::new(&config.database)?.durable().client().await?;
         let said = |error: tokio_postgres::Error| anyhow::anyhow!(explain(&error));
+        let sealed = config.sealed.as_ref().map(|source| SEALED.replace(SDK_TABLE, &source.table));
         match self {
             Self::List { state, task, limit, json } => {
                 let rows = client.query(LIST, &[&state, &task, &limit]).await.map_err(said)?;
-                let rows: Vec<Value> = rows.iter().map(|row| row.get(0)).collect();
+                let mut rows: Vec<Value> = rows.iter().map(|row| row.get(0)).collect();
+                if let Some(sql) = sealed {
+                    let sealed = client.query(&sql, &[&state, &task, &NOBODY, &limit]).await.map_err(said)?;
+                    rows.extend(sealed.iter().map(|row| row.get::<_, Value>(0)));
+                }
                 print_rows(&rows, &LIST_COLUMNS, json)?;
             }
             Self::Show { id, json } => {
                 let rows = client.query(SHOW, &[&id]).await.map_err(said)?;
-                let deliveries: Vec<Value> = rows.iter().map(|row| row.get(0)).collect();
+                let mut deliveries: Vec<Value> = rows.iter().map(|row| row.get(0)).collect();
+                if let Some(sql) = sealed {
+                    let sealed =
+                        client.query(&sql, &[&NOBODY, &NOBODY, &id, &i64::MAX]).await.map_err(said)?;
+                    deliveries.extend(sealed.iter().map(|row| row.get::<_, Value>(0)));
+                }
                 if deliveries.is_empty() {
                     bail!(
                         "no webhook is known under {id}: a task without registration owes none (`tasks show`)"
@@ -70,8 +80,10 @@ impl Deliveries {
                 }
                 let mut out = io::stdout();
                 for delivery in &deliveries {
-                    let attempts =
-                        client.query(ATTEMPTS, &[&delivery["delivery_id"].as_i64()]).await.map_err(said)?;
+                    let attempts = client
+                        .query(ATTEMPTS, &[&delivery["delivery_id"].as_i64(), &delivery["source"].as_str()])
+                        .await
+                        .map_err(said)?;
                     let attempts: Vec<Value> = attempts.iter().map(|row| row.get(0)).collect();
                     if json {
                         let mut document = delivery.clone();
@@ -111,9 +123,15 @@ const STATES: [&str; 7] =
 const LIST: &str = include_str!("deliveries_list.sql");
 const SHOW: &str = include_str!("deliveries_show.sql");
 const ATTEMPTS: &str = include_str!("deliveries_attempts.sql");
+const SEALED: &str = include_str!("deliveries_sealed.sql");
+/// The name in the statement, replaced by the configured one.
+const SDK_TABLE: &str = "adcp_task_webhook_outbox";
+/// Whatever it is.
+const NOBODY: Option<&str> = None;
 const RETRY: &str = "SELECT taskbell.retry_delivery($1, $2)::text";
 const CANCEL: &str = "SELECT taskbell.cancel_delivery($1)::text";
-const LIST_COLUMNS: [&str; 8] = [
+const LIST_COLUMNS: [&str; 9] = [
+    "source",
     "delivery_id",
     "task_id",
     "task_state",

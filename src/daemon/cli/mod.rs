@@ -7,6 +7,7 @@ mod keys;
 mod receive;
 mod ring;
 mod tasks;
+mod watch;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -61,6 +62,9 @@ enum Command {
     /// Looks at webhooks owed and delivered; retries and cancels them.
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
+    /// Chooses the tables that carry our triggers.
+    #[command(subcommand)]
+    Watch(watch::Watch),
     /// Makes and rotates keys, shows their public halves, seals registrations anew.
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -99,6 +103,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
         Command::Check { json } => return check::run(&sources, json).await,
         Command::Tasks(tasks) => tasks.run(&Config::load(&sources)?).await?,
         Command::Deliveries(deliveries) => deliveries.run(&Config::load(&sources)?).await?,
+        Command::Watch(watch) => watch.run(&Config::load(&sources)?).await?,
         Command::Keys(keys) => keys.run(&sources).await?,
         Command::Receive(receive) => receive.run(stop_on_signal()?).await?,
         Command::Ring(ring) => ring.run(&Config::load(&sources)?).await?,
@@ -125,6 +130,9 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
 fn notify_ready(_admin: std::net::SocketAddr) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
+
+/// What `watch list` and `check` look at.
+const WATCHED: &str = include_str!("watched.sql");
 
 /// How many rows a list may be asked for.
 const ROWS: std::ops::RangeFrom<i64> = 1..;
@@ -184,10 +192,11 @@ mod tests {
             command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect::<Vec<_>>().join(" ")
         };
         let cli = Cli::command();
-        assert_eq!(names(&cli), "dev run migrate check tasks deliveries keys receive ring");
+        assert_eq!(names(&cli), "dev run migrate check tasks deliveries watch keys receive ring");
         for (command, expected) in [
             ("tasks", "list show complete fail"),
             ("deliveries", "list show retry cancel"),
+            ("watch", "add list remove"),
             ("keys", "generate rotate jwks reseal"),
         ] {
             assert_eq!(names(cli.find_subcommand(command).unwrap()), expected);

@@ -77,6 +77,8 @@ pub struct Config {
     pub signing: Signing,
     /// Keys that seal registrations at rest, the current one first.
     pub sealing_key_files: Vec<PathBuf>,
+    /// The AdCP Python SDK's outbox, where it is served too.
+    pub sealed: Option<SealedSource>,
     /// Which legacy schemes may be used.
     pub legacy: LegacyModes,
     /// What may be called.
@@ -93,6 +95,17 @@ pub struct Config {
     pub keep: Duration,
     /// Logs.
     pub log: Log,
+}
+
+/// The AdCP Python SDK's outbox.
+#[derive(Debug, Clone)]
+pub struct SealedSource {
+    /// The table's name, with a schema before it or without.
+    pub table: String,
+    /// The application keys of the SDK's processes.
+    pub key_files: Vec<PathBuf>,
+    /// How often to look where the table does not ring.
+    pub poll: Duration,
 }
 
 /// Where the signing keys are.

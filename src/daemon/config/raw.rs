@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::{Config, Database, KeySource, Log, LogFormat, Metrics, Signing, Sources};
+use super::{Config, Database, KeySource, Log, LogFormat, Metrics, SealedSource, Signing, Sources};
 use crate::daemon::dsn::Dsn;
 use crate::daemon::telemetry;
 use crate::registry::AdcpEnv;
@@ -29,7 +29,7 @@ macro_rules! sections {
 
 sections! {
     Raw {
-        database: RawDatabase, worker: RawWorker, retry: RawRetry, signing: RawSigning, sealing: RawSealing, legacy: RawLegacy,
+        database: RawDatabase, worker: RawWorker, retry: RawRetry, signing: RawSigning, sealing: RawSealing, sources: RawSources, legacy: RawLegacy,
         guard: RawGuard, http: RawHttp, admin: RawAdmin, metrics: RawMetrics, retention: RawRetention,
         log: RawLog,
     }
@@ -41,6 +41,8 @@ sections! {
     RawRetry { horizon: String, schedule: Vec<String>, jitter: f64 }
     RawSigning { key_files: Vec<PathBuf>, jwks_uri: String, scopes: BTreeMap<String, RawScope> }
     RawSealing { key_files: Vec<PathBuf> }
+    RawSources { sealed: RawSealed }
+    RawSealed { table: String, key_files: Vec<PathBuf>, poll: String }
     RawLegacy { bearer: bool, hmac: bool }
     RawGuard { allow_http: bool, allow_private: bool, ports: Vec<u64>, deny: Vec<String> }
     RawHttp { ca_file: PathBuf, user_agent: String }
@@ -97,6 +99,7 @@ impl Raw {
 
         let signing = self.signing.check(production, &mut check);
         check.files("sealing.key_files", &self.sealing.key_files);
+        let sealed = self.sources.sealed.check(&mut check);
         let legacy = |scheme: &str, on: bool| on && (!production || says(typed, "legacy", scheme));
         let legacy = LegacyModes {
             bearer: legacy("bearer", self.legacy.bearer),
@@ -132,6 +135,7 @@ impl Raw {
             retry: RetryPolicy { schedule, jitter: self.retry.jitter },
             signing,
             sealing_key_files: self.sealing.key_files,
+            sealed,
             legacy,
             guard,
             http_ca_file: some(self.http.ca_file),
@@ -161,6 +165,41 @@ impl RawSigning {
             Some((scope.ok()?, source))
         });
         Signing { default, scopes: scopes.collect() }
+    }
+}
+
+impl RawSealed {
+    fn check(self, check: &mut Check<'_>) -> Option<SealedSource> {
+        let poll = check.time("sources.sealed.poll", &self.poll, TENTH..=HOUR);
+        check.files("sources.sealed.key_files", &self.key_files);
+        check.refuse(
+            self.table.is_empty() != self.key_files.is_empty(),
+            "sources.sealed",
+            "needs both, the table and the key_files of the SDK's processes",
+        );
+        if self.table.is_empty() {
+            return None;
+        }
+        check.refuse(
+            !is_table_name(&self.table),
+            "sources.sealed.table",
+            "must be a lower-case name of at most 45 characters, or schema.name",
+        );
+        Some(SealedSource { table: self.table, key_files: self.key_files, poll: poll.unwrap_or_default() })
+    }
+}
+
+/// `name` or `schema.name`: it becomes part of statements.
+fn is_table_name(text: &str) -> bool {
+    let plain = |name: &str| {
+        let first = |b: u8| b.is_ascii_lowercase() || b == b'_';
+        (1..=45).contains(&name.len())
+            && name.bytes().next().is_some_and(first)
+            && name.bytes().all(|b| first(b) || b.is_ascii_digit())
+    };
+    match text.split_once('.') {
+        Some((schema, name)) => plain(schema) && plain(name),
+        None => plain(text),
     }
 }
 

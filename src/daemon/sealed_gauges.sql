@@ -1,0 +1,8 @@
+-- Rows by state, age of the oldest that is due, rows whose horizon is near.
+SELECT count(*) FILTER (WHERE state = 'pending'), count(*) FILTER (WHERE state = 'in_flight'),
+       count(*) FILTER (WHERE state = 'expired'), count(*) FILTER (WHERE state = 'invalid'),
+       coalesce(extract(epoch FROM now() - least(
+           min(available_at) FILTER (WHERE state = 'pending' AND available_at <= now()),
+           min(lease_expires_at) FILTER (WHERE state = 'in_flight' AND lease_expires_at <= now()))), 0)::float8,
+       count(*) FILTER (WHERE state IN ('pending', 'in_flight') AND retry_until < now() + interval '6 hours')
+FROM adcp_task_webhook_outbox WHERE state <> 'delivered'
