@@ -28,6 +28,10 @@ pub(super) enum Keys {
         /// ed25519 or ecdsa-p256-sha256.
         #[arg(long, default_value = "ed25519", conflicts_with = "sealing")]
         algorithm: SigningAlgorithm,
+        /// What it is published for: request-signing, or webhook-signing for buyers whose SDK
+        /// accepts only that.
+        #[arg(long, default_value = "request-signing", conflicts_with = "sealing")]
+        adcp_use: String,
         /// A key that seals registrations at rest, for sealing.key_files.
         #[arg(long)]
         sealing: bool,
@@ -69,8 +73,8 @@ impl Keys {
                     file.display()
                 );
             }
-            Self::Generate { file, kid, algorithm, .. } => {
-                let key = SigningKey::generate(algorithm, kid.as_deref())?;
+            Self::Generate { file, kid, algorithm, adcp_use, .. } => {
+                let key = SigningKey::generate(algorithm, kid.as_deref())?.for_purpose(&adcp_use)?;
                 write_new(&file, &key.to_private_jwk()?)?;
                 eprintln!("wrote the private key to {}; this is the public one:", file.display());
                 println!("{:#}", key.to_public_jwk());

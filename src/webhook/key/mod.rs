@@ -46,6 +46,7 @@ impl SigningAlgorithm {
 pub struct SigningKey {
     kid: String,
     pair: Pair,
+    purpose: &'static str,
     /// `nbf`, in Unix seconds: published before it signs. `None`: it may sign at once.
     signs_from: Option<u64>,
     /// `exp`, in Unix seconds: published until its last signature has expired. `None`: no end.
@@ -98,9 +99,10 @@ impl SigningKey {
     /// neither `request-signing` nor `webhook-signing`.
     pub fn from_jwk(text: &str, kid: Option<&str>) -> Result<Self, KeyError> {
         let jwk: PrivateJwk = serde_json::from_str(text).map_err(|_| KeyError::Jwk("is no private JWK"))?;
-        if jwk.adcp_use.as_deref().is_some_and(|purpose| !ACCEPTED_PURPOSES.contains(&purpose)) {
-            return Err(KeyError::Jwk("has an adcp_use that is not for webhooks"));
-        }
+        let purpose = match jwk.adcp_use.as_deref() {
+            None => ACCEPTED_PURPOSES[0],
+            Some(purpose) => parse_purpose(purpose)?,
+        };
         let d = Zeroizing::new(coordinate(jwk.d.expose_secret())?);
         let x = coordinate(&jwk.x)?;
         let mismatch = |_| KeyError::Jwk("has halves that do not belong together");
@@ -120,7 +122,7 @@ impl SigningKey {
             _ => return Err(KeyError::Algorithm),
         };
         let key = Self::new(pair, kid.or(jwk.kid.as_deref()))?;
-        Ok(Self { signs_from: jwk.nbf, published_until: jwk.exp, ..key })
+        Ok(Self { purpose, signs_from: jwk.nbf, published_until: jwk.exp, ..key })
     }
 
     /// Reads a PEM private key: PKCS#8 as OpenSSL writes it, or SEC1 (`EC PRIVATE KEY`).
@@ -146,7 +148,13 @@ impl SigningKey {
     }
 
     fn new(pair: Pair, kid: Option<&str>) -> Result<Self, KeyError> {
-        let mut key = Self { kid: String::new(), pair, signs_from: None, published_until: None };
+        let mut key = Self {
+            kid: String::new(),
+            pair,
+            purpose: ACCEPTED_PURPOSES[0],
+            signs_from: None,
+            published_until: None,
+        };
         key.kid = kid.map_or_else(|| key.thumbprint(), str::to_owned);
         if key.kid.is_empty() || !key.kid.bytes().all(|byte| (0x20..=0x7e).contains(&byte)) {
             return Err(KeyError::Kid);
@@ -178,8 +186,17 @@ impl SigningKey {
         signature.ok().map(|signature| signature.as_ref().to_vec())
     }
 
-    /// The public half as it is published. The purpose is `request-signing`, which AdCP 3.2
-    /// wants for webhooks too; `webhook-signing` is deprecated.
+    /// The same key, published for another purpose: `webhook-signing`, which AdCP 3.2 has
+    /// deprecated, for buyers whose SDK (the TypeScript one up to 6.11) accepts nothing else.
+    ///
+    /// # Errors
+    /// [`KeyError::Jwk`] for a purpose that is not for webhooks.
+    pub fn for_purpose(self, purpose: &str) -> Result<Self, KeyError> {
+        Ok(Self { purpose: parse_purpose(purpose)?, ..self })
+    }
+
+    /// The public half as it is published. Unless its file says otherwise the purpose is
+    /// `request-signing`, which AdCP 3.2 wants for webhooks too.
     #[must_use]
     pub fn to_public_jwk(&self) -> Value {
         let mut jwk = self.required_members();
@@ -190,7 +207,7 @@ impl SigningKey {
         };
         jwk["use"] = "sig".into();
         jwk["key_ops"] = json!(["verify"]);
-        jwk["adcp_use"] = ACCEPTED_PURPOSES[0].into();
+        jwk["adcp_use"] = self.purpose.into();
         jwk
     }
 
@@ -268,6 +285,11 @@ struct PrivateJwk {
     d: SecretString,
     nbf: Option<u64>,
     exp: Option<u64>,
+}
+
+fn parse_purpose(text: &str) -> Result<&'static str, KeyError> {
+    let known = ACCEPTED_PURPOSES.into_iter().find(|purpose| *purpose == text);
+    known.ok_or(KeyError::Jwk("has an adcp_use that is not for webhooks"))
 }
 
 /// A coordinate or scalar: 32 bytes, in the one spelling that base64url has for them.
@@ -381,7 +403,8 @@ mod tests {
         let mut jwk: Value = serde_json::from_str(key.to_private_jwk().unwrap().expose_secret()).unwrap();
         for purpose in ACCEPTED_PURPOSES {
             jwk["adcp_use"] = purpose.into();
-            assert!(SigningKey::parse(&jwk.to_string(), None).is_ok());
+            let read = SigningKey::parse(&jwk.to_string(), None).unwrap();
+            assert_eq!(read.to_public_jwk()["adcp_use"], purpose, "published as its file says");
         }
         jwk["adcp_use"] = "response-signing".into();
         assert!(matches!(SigningKey::parse(&jwk.to_string(), None), Err(KeyError::Jwk(_))));

@@ -108,7 +108,8 @@ impl KeyRing {
         lead: Duration,
         overlap: Duration,
     ) -> Result<(Self, String), RotationError> {
-        let algorithm = self.signing(now).ok_or(RotationError::NoKey)?.algorithm();
+        let signing = self.signing(now).ok_or(RotationError::NoKey)?;
+        let (algorithm, purpose) = (signing.algorithm(), signing.purpose);
         let now = unix(now);
         if let Some(waiting) = self.0.iter().find(|key| key.signs_from.unwrap_or(0) > now) {
             let seconds = waiting.signs_from.unwrap_or(0) - now;
@@ -122,7 +123,7 @@ impl KeyRing {
         }
         let new = SigningKey::generate(algorithm, None)?;
         let kid = new.kid.clone();
-        keys.push(SigningKey { signs_from: Some(takes_over), ..new });
+        keys.push(SigningKey { purpose, signs_from: Some(takes_over), ..new });
         Ok((Self::new(keys)?, kid))
     }
 
