@@ -10,6 +10,7 @@ mod memory;
 mod postgres;
 mod query;
 mod redaction;
+mod registering;
 
 use std::time::SystemTime;
 

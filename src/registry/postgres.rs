@@ -12,11 +12,10 @@ use tokio_postgres::error::SqlState;
 
 use super::memory::{now, seconds};
 use super::query::{Cursor, Direction, ListQuery, Page, SortBy};
+use super::registering::{Keeper, Kept, Registering};
 use super::{NewTask, RegistryError, Scope, Settled, Task, TaskRegistry, check_new, json, redaction};
 use crate::migrations;
-#[cfg(feature = "sealing")]
-use crate::task::Authentication;
-use crate::task::{AccountId, Registration, TaskId, TaskState, TaskType, Terminal};
+use crate::task::{AccountId, TaskId, TaskState, TaskType, Terminal};
 
 /// The name of a task table: `^[a-z_][a-z0-9_]{0,44}$`, found by `search_path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,24 +52,14 @@ pub struct PostgresTaskRegistry {
     pool: Pool,
     table: TableName,
     sql: Statements,
-    #[cfg(feature = "sealing")]
-    sealing: std::sync::Arc<crate::task::SealingKeys>,
-}
-
-/// A registration as `taskbell.register_webhook` takes it.
-#[derive(Default)]
-struct Registering {
-    config: String,
-    states: Vec<&'static str>,
-    signing_scope: Option<String>,
-    sealed: Option<Vec<u8>>,
-    nonce: Option<Vec<u8>>,
-    sealed_with: Option<String>,
+    keeper: Keeper,
 }
 
 #[derive(Clone)]
 struct Statements {
     issue: String,
+    #[cfg(feature = "sealing")]
+    issue_sdk: String,
     progress: String,
     complete: String,
     fail: String,
@@ -102,6 +91,8 @@ impl PostgresTaskRegistry {
         };
         let sql = Statements {
             issue: named(ISSUE),
+            #[cfg(feature = "sealing")]
+            issue_sdk: named(ISSUE_SDK),
             progress: named(PROGRESS),
             complete: named(COMPLETE),
             fail: named(FAIL),
@@ -110,13 +101,7 @@ impl PostgresTaskRegistry {
             list_descending: both("DESC", "<"),
             discard: named(DISCARD),
         };
-        Self {
-            pool,
-            table,
-            sql,
-            #[cfg(feature = "sealing")]
-            sealing: std::sync::Arc::default(),
-        }
+        Self { pool, table, sql, keeper: Keeper::default() }
     }
 
     /// The same registry, with tokens and credentials sealed before they reach the database.
@@ -124,55 +109,16 @@ impl PostgresTaskRegistry {
     #[cfg(feature = "sealing")]
     #[must_use]
     pub fn with_sealing(self, keys: crate::task::SealingKeys) -> Self {
-        Self { sealing: std::sync::Arc::new(keys), ..self }
+        Self { keeper: Keeper::Sealing(keys.into()), ..self }
     }
 
+    /// The same registry, with registrations in the form of the AdCP Python SDK: tasks that it
+    /// issues are ended by the SDK, which owes the webhook in its own outbox. Ending one here is
+    /// [`RegistryError::SealedRegistration`].
     #[cfg(feature = "sealing")]
-    fn registering(
-        &self,
-        id: &TaskId,
-        task: &NewTask,
-        registration: &Registration,
-    ) -> Result<Registering, RegistryError> {
-        use crate::task::{Binding, SealError, Secrets};
-        let authentication = registration.authentication.as_ref();
-        let secrets = Secrets {
-            token: registration.token.clone(),
-            credentials: authentication.map(|authentication| authentication.secret().clone()),
-        };
-        if secrets.is_empty() || self.sealing.current().is_none() {
-            return Ok(Registering::plain(registration));
-        }
-        let binding = Binding {
-            account: Some(task.account.as_str()),
-            task_id: id.as_str(),
-            task_type: task.task_type.as_str(),
-            url: registration.url.as_str(),
-            operation_id: registration.operation_id.as_str(),
-            scheme: authentication.map(Authentication::scheme),
-        };
-        let refused = |_: SealError| RegistryError::Refused {
-            field: "registration",
-            problem: "cannot be sealed: the cryptographic library failed",
-        };
-        let sealed = self.sealing.seal(&secrets, &binding).map_err(refused)?;
-        Ok(Registering {
-            config: registration.to_config_without_secrets().to_string(),
-            sealed: Some(sealed.ciphertext),
-            nonce: Some(sealed.nonce.to_vec()),
-            sealed_with: Some(sealed.key_id),
-            ..Registering::plain(registration)
-        })
-    }
-
-    #[cfg(not(feature = "sealing"))]
-    fn registering(
-        &self,
-        _: &TaskId,
-        _: &NewTask,
-        registration: &Registration,
-    ) -> Result<Registering, RegistryError> {
-        Ok(Registering::plain(registration))
+    #[must_use]
+    pub fn with_sdk_registrations(self, keys: crate::task::SdkKeys) -> Self {
+        Self { keeper: Keeper::Sdk(keys.into()), ..self }
     }
 
     /// Brings the schema `taskbell` up to date, creates the task table where it is absent and
@@ -235,17 +181,6 @@ impl PostgresTaskRegistry {
     }
 }
 
-impl Registering {
-    fn plain(registration: &Registration) -> Self {
-        Self {
-            config: registration.to_config().to_string(),
-            states: registration.states.iter().map(|status| status.as_str()).collect(),
-            signing_scope: registration.signing_scope.as_ref().map(|scope| scope.as_str().to_owned()),
-            ..Self::default()
-        }
-    }
-}
-
 impl TaskRegistry for PostgresTaskRegistry {
     const IS_DURABLE: bool = true;
 
@@ -264,7 +199,22 @@ impl TaskRegistry for PostgresTaskRegistry {
             let scheme = authentication.scheme();
             tracing::warn!(task.id = %id, scheme, "a webhook with deprecated authentication is registered");
         }
-        let registering = self.registering(&id, &task, registration)?;
+        #[cfg_attr(
+            not(feature = "sealing"),
+            allow(clippy::infallible_destructuring_match, reason = "there is one form without sealing")
+        )]
+        let registering = match self.keeper.keep(&id, &task, registration)? {
+            Kept::Native(registering) => registering,
+            #[cfg(feature = "sealing")]
+            Kept::Sdk(sealed) => {
+                let issue = client.prepare_cached(&self.sql.issue_sdk).await?;
+                let (ciphertext, nonce) = (sealed.ciphertext, sealed.nonce.to_vec());
+                client
+                    .execute(&issue, &[&id.as_str(), &account, &kind, &context, &now, &ciphertext, &nonce])
+                    .await?;
+                return Ok(id);
+            }
+        };
         let register = client.prepare_cached(REGISTER).await?;
         let transaction = client.transaction().await?;
         transaction.execute(&issue, &[&id.as_str(), &account, &kind, &context, &now]).await?;
@@ -399,6 +349,8 @@ fn refused(error: tokio_postgres::Error) -> RegistryError {
 /// The name in the statements, replaced where another one is configured.
 const DEFAULT_TABLE: &str = "decisioning_tasks";
 const ISSUE: &str = include_str!("issue.sql");
+#[cfg(feature = "sealing")]
+const ISSUE_SDK: &str = include_str!("issue_sdk.sql");
 const PROGRESS: &str = include_str!("progress.sql");
 const COMPLETE: &str = include_str!("complete.sql");
 const FAIL: &str = include_str!("fail.sql");
