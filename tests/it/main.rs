@@ -15,6 +15,7 @@ mod daemon;
 mod delivery;
 mod doorbell;
 mod embedded;
+mod guard;
 mod layers;
 mod registration;
 mod registry_conformance;

@@ -1,6 +1,7 @@
 //! One private cluster per test process, one database per test, a scripted receiver.
 
 pub mod receiver;
+pub mod scripted;
 pub mod tls;
 
 use std::os::unix::fs::PermissionsExt;
