@@ -1,5 +1,6 @@
 //! One private cluster per test process, one database per test, a scripted receiver.
 
+pub mod properties;
 pub mod receiver;
 pub mod scripted;
 pub mod tls;

@@ -1,5 +1,5 @@
-//! What must hold for every input, stated once: the fuzz targets and `tests/properties.rs` both
-//! call these functions, which panic when something does not.
+//! What must hold for every input, stated once: the fuzz targets (whose library this file is) and
+//! the property tests both call these functions, which panic when something does not hold.
 //!
 //! What is expected is worked out here anew and not with the code under test: address ranges by
 //! the standard library's predicates, duplicate keys by a parser that counts them.
@@ -263,7 +263,7 @@ fn verifier() -> Verifier {
 }
 
 static SIGNER: LazyLock<Signer> = LazyLock::new(|| {
-    let pem = include_str!("../../tests/vectors/ed25519-pkcs8.pem");
+    let pem = include_str!("../../vectors/ed25519-pkcs8.pem");
     let key = SigningKey::from_pem(pem, Some("k1")).expect("a key");
     let ring = KeyRing::new(vec![key]).expect("a ring");
     Signer::new(ring, LegacyModes::default()).with_nonces(|| Some(Nonce::new([7; 16])))
