@@ -83,16 +83,6 @@ async fn answers_are_reported_with_what_they_say() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_not_followed() {
-    let mut elsewhere = Receiver::start(OK, "localhost").await;
-    let answer =
-        format!("HTTP/1.1 307 There\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n", elsewhere.url("/"));
-    let receiver = Receiver::start(Script::Answer(answer.leak().as_bytes()), "localhost").await;
-    assert_eq!(send(&receiver.sender(), &receiver.url("/h")).await, answered(307));
-    assert!(elsewhere.heard_nothing());
-}
-
-#[tokio::test]
 async fn a_receiver_that_hangs_costs_the_deadline_and_no_more() {
     let mut receiver = Receiver::start(Script::Hang, "localhost").await;
     let started = Instant::now();
