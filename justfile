@@ -23,3 +23,15 @@ deny:
 # Also known vulnerabilities, for which cargo-deny fetches its database.
 advisories:
     cargo deny --locked --all-features check
+
+# Needs a nightly compiler and cargo-fuzz; see fuzz/README.md.
+fuzz TARGET="target_and_guard verify registration envelope_json" SECONDS="300":
+    for target in {{TARGET}}; do \
+        mkdir -p fuzz/corpus/$target && \
+        cargo +nightly fuzz run --sanitizer none $target fuzz/corpus/$target fuzz/seeds/$target -- \
+            -max_total_time={{SECONDS}} -max_len=4096 -dict=fuzz/dictionaries/$target.dict || exit 1; \
+    done
+
+# Signatures a second on one core, and the like.
+bench *ARGS:
+    cargo bench --locked {{ARGS}}

@@ -16,11 +16,12 @@ BEGIN
 END $$;
 
 -- The destination of a URL as a lane: scheme, host and port, lower case, the port always written.
+-- Null where there is no host that can be called: of ASCII a name has letters, digits, - . _ only.
 CREATE FUNCTION taskbell.lane_of(url text) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
     SELECT p[1] || '://' || rtrim(p[2], '.') || ':' || coalesce(nullif(ltrim(p[3], ':'), ''),
            CASE p[1] WHEN 'https' THEN '443' ELSE '80' END)
-    FROM regexp_match(lower(url), '^(https?)://(\[[0-9a-f:.]+\]|[^]\[:/?#]*)(:[0-9]*)?(?:[/?#]|$)') AS p
+    FROM regexp_match(lower(url), '^(https?)://(\[[0-9a-f:.]*:[0-9a-f:.]*\]|(?:[a-z0-9._-]|[^\x01-\x7f])+)(:[0-9]*)?(?:[/?#]|$)') AS p
 $$;
 
 CREATE FUNCTION taskbell.register_webhook(
@@ -78,8 +79,11 @@ BEGIN
     authority := substring(address from '^[^:]+://([^/?#]*)');
     IF authority LIKE '%@%' THEN
         PERFORM taskbell.refuse_registration('url', 'must not carry a user name or password');
-    ELSIF authority ~ '^[.]?(:|$)' OR authority ~ '([.][.]|^[.])' OR taskbell.lane_of(address) IS NULL
-          OR coalesce(substring(authority from ':([0-9]+)$')::numeric, 0) > 65535 THEN
+    ELSIF authority ~ '([.][.]|^[.])' OR taskbell.lane_of(address) IS NULL
+          OR coalesce(substring(authority from ':([0-9]+)$')::numeric, 1) NOT BETWEEN 1 AND 65535
+          -- A last label of digits makes the whole an address, in one to four parts.
+          OR (authority ~ '(^|[.])[0-9]+[.]?(:|$)' AND authority !~ '[^\x01-\x7f]'
+              AND lower(authority) !~ '^(0x[0-9a-f]*|[0-9]+)([.](0x[0-9a-f]*|[0-9]+)){0,3}[.]?(:|$)') THEN
         PERFORM taskbell.refuse_registration('url', 'has no host that can be called');
     END IF;
 

@@ -32,6 +32,9 @@ impl Target {
     /// [`TargetError`]: nothing may be signed for it.
     pub fn parse(text: &str) -> Result<Self, TargetError> {
         let url = Url::parse(&canonicalize(text)?.uri).map_err(|_| TargetError::Host)?;
+        if url.domain().is_some_and(|name| !name.bytes().all(is_host_byte)) {
+            return Err(TargetError::Host);
+        }
         let canonical = canonicalize(url.as_str())?;
         Ok(Self { url, canonical })
     }
@@ -76,9 +79,12 @@ pub(crate) fn canonicalize(text: &str) -> Result<Canonical, TargetError> {
     let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host); // 3
     let (host, port) = split_port(authority)?;
     let mut authority = canonical_host(host)?; // 2
-    let port = port.trim_start_matches('0');
-    if !port.is_empty() && port != default_port {
-        authority = format!("{authority}:{port}"); // 4
+    let number = port.trim_start_matches('0');
+    if number.is_empty() && !port.is_empty() {
+        return Err(TargetError::Port);
+    }
+    if !number.is_empty() && number != default_port {
+        authority = format!("{authority}:{number}"); // 4
     }
     let path = canonical_escapes(&remove_dot_segments(path)); // 5, 6
     let query = query.map(|query| format!("?{query}")).unwrap_or_default(); // 7
@@ -127,6 +133,11 @@ fn canonical_host(host: &str) -> Result<String, TargetError> {
         return Err(TargetError::EmptyLabel);
     }
     Ok(name.to_owned())
+}
+
+/// What a name is made of where it is called. URL parsers let more through, and HTTP clients less.
+fn is_host_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._".contains(&byte)
 }
 
 /// `remove_dot_segments` (RFC 3986 §5.2.4) for a path that is empty or starts with a slash;
@@ -193,8 +204,8 @@ pub enum TargetError {
     /// Two dots in a row, or more than one at the end.
     #[error("its host has an empty label")]
     EmptyLabel,
-    /// A port with anything but ASCII digits.
-    #[error("its port is not a number")]
+    /// A port with anything but ASCII digits, or the port 0.
+    #[error("its port is not a number, or 0")]
     Port,
 }
 

@@ -8,7 +8,11 @@
 //! The refused ranges are the union of AdCP's webhook URL validation, its conformance runner and
 //! both SDKs: for IPv6 everything but global unicast, which covers mapped IPv4 too.
 
+use std::fmt;
+use std::future::Future;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -73,7 +77,9 @@ impl GuardPolicy {
         }
         let reachable = match ip {
             IpAddr::V4(ip) => !REFUSED_V4.iter().any(|net| net.contains(&ip)),
-            IpAddr::V6(ip) => GLOBAL_V6.contains(&ip) && !REFUSED_V6.iter().any(|net| net.contains(&ip)),
+            IpAddr::V6(ip) => {
+                GLOBAL_V6.contains(&ip) && !REFUSED_V6.iter().any(|net| net.contains(&ip)) && !is_isatap(ip)
+            }
         };
         if reachable { Ok(()) } else { refused }
     }
@@ -95,27 +101,48 @@ impl GuardPolicy {
 }
 
 /// Resolves names for the HTTP client and refuses the whole name when one address is bad.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Resolver {
     policy: Arc<GuardPolicy>,
+    lookup: Arc<Lookup>,
     /// A lookup occupies a thread until the system gives up, and cannot be cancelled.
     lookups: Arc<Semaphore>,
 }
 
+type Lookup = dyn Fn(String) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync;
+type Answer = io::Result<Vec<IpAddr>>;
+
 impl Resolver {
-    /// A resolver that runs at most `lookups` lookups at a time.
+    /// A resolver that asks the system, at most `lookups` times at once.
     #[must_use]
-    pub fn new(policy: Arc<GuardPolicy>, lookups: usize) -> Self {
-        Self { policy, lookups: Arc::new(Semaphore::new(lookups.max(1))) }
+    pub fn new(policy: impl Into<Arc<GuardPolicy>>, lookups: usize) -> Self {
+        Self {
+            policy: policy.into(),
+            lookup: Arc::new(|name| Box::pin(ask_the_system(name))),
+            lookups: Arc::new(Semaphore::new(lookups.max(1))),
+        }
     }
 
-    async fn addresses(&self, name: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+    /// The same resolver with another way to find a name's addresses.
+    #[must_use]
+    pub fn with_lookup<F>(self, lookup: impl Fn(String) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
+    {
+        Self { lookup: Arc::new(move |name| Box::pin(lookup(name))), ..self }
+    }
+
+    pub(super) fn policy(&self) -> &Arc<GuardPolicy> {
+        &self.policy
+    }
+
+    async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
         let permit = Arc::clone(&self.lookups).acquire_owned().await.map_err(|_| ResolveError::Closed)?;
-        let host = name.to_owned();
+        let answer = (self.lookup)(name.to_owned());
         // In a task of its own: the permit is held until the thread is free, also when the
         // attempt that asked has run out of time.
         let lookup = tokio::spawn(async move {
-            let found = tokio::net::lookup_host((host.as_str(), 0)).await.map(Iterator::collect::<Vec<_>>);
+            let found = answer.await;
             drop(permit);
             found
         });
@@ -123,15 +150,26 @@ impl Resolver {
         self.vet(found)
     }
 
-    fn vet(&self, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, ResolveError> {
+    fn vet(&self, mut found: Vec<IpAddr>) -> Result<Vec<IpAddr>, ResolveError> {
         if found.is_empty() {
             return Err(ResolveError::Empty);
         }
-        for address in &found {
-            self.policy.check_ip(address.ip()).map_err(ResolveError::Refused)?;
+        for ip in &found {
+            self.policy.check_ip(*ip).map_err(ResolveError::Refused)?;
         }
+        found.truncate(MAX_ADDRESSES);
         Ok(found)
     }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+async fn ask_the_system(name: String) -> Answer {
+    Ok(tokio::net::lookup_host((name, 0)).await?.map(|found| found.ip()).collect())
 }
 
 impl Resolve for Resolver {
@@ -139,7 +177,8 @@ impl Resolve for Resolver {
         let this = self.clone();
         Box::pin(async move {
             let found = this.addresses(name.as_str()).await?;
-            Ok(Box::new(found.into_iter()) as Addrs)
+            // The client puts the URL's port in place of 0.
+            Ok(Box::new(found.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs)
         })
     }
 }
@@ -170,12 +209,16 @@ pub(super) enum ResolveError {
     #[error("the DNS answer was refused")]
     Refused(#[source] AddressRefused),
     #[error("the DNS lookup failed")]
-    Lookup(#[source] std::io::Error),
+    Lookup(#[source] io::Error),
     #[error("the DNS answer was empty")]
     Empty,
     #[error("the resolver is shutting down")]
     Closed,
 }
+
+/// How many addresses of one answer are handed to the connection, which tries them in turn: a
+/// name with thousands of them must not make us knock at thousands of doors.
+const MAX_ADDRESSES: usize = 8;
 
 /// IANA's special-purpose IPv4 ranges.
 const REFUSED_V4: &[Ipv4Net] = &[
@@ -202,9 +245,20 @@ const REFUSED_V4: &[Ipv4Net] = &[
 /// The only IPv6 space that is handed out to hosts of the Internet (RFC 4291 §2.4).
 const GLOBAL_V6: Ipv6Net = v6([0x2000, 0], 3);
 
-/// Within it: protocol assignments, documentation, 6to4 (which embeds IPv4), documentation.
-const REFUSED_V6: &[Ipv6Net] =
-    &[v6([0x2001, 0], 23), v6([0x2001, 0xdb8], 32), v6([0x2002, 0], 16), v6([0x3fff, 0], 20)];
+/// Within it: protocol assignments, documentation, 6to4 (which embeds IPv4), AS112 (as
+/// 192.175.48.0/24), documentation.
+const REFUSED_V6: &[Ipv6Net] = &[
+    v6([0x2001, 0], 23),
+    v6([0x2001, 0xdb8], 32),
+    v6([0x2002, 0], 16),
+    Ipv6Net::new_assert(Ipv6Addr::new(0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0), 48),
+    v6([0x3fff, 0], 20),
+];
+
+/// Whether the address embeds an IPv4 address for an ISATAP router to unpack (RFC 5214 §6.1).
+fn is_isatap(ip: Ipv6Addr) -> bool {
+    matches!(ip.segments(), [_, _, _, _, 0 | 0x200, 0x5efe, _, _])
+}
 
 /// What `allow_private` opens.
 const PRIVATE: &[IpNet] = &[
@@ -216,16 +270,20 @@ const PRIVATE: &[IpNet] = &[
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
 ];
 
-/// Metadata services of clouds, refused whatever the policy (AdCP Python SDK).
-const METADATA: [IpAddr; 4] = [
+/// Metadata services of clouds, refused whatever the policy: those of the AdCP Python SDK, Azure's
+/// (a public address that its machines reach inside) and Google's over IPv6.
+const METADATA: [IpAddr; 6] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
 ];
 
-/// Their names (AdCP conformance runner).
-const METADATA_NAMES: [&str; 3] = ["metadata", "metadata.google.internal", "metadata.packet.net"];
+/// Their names: those of the AdCP conformance runner, and Google's short one.
+const METADATA_NAMES: [&str; 4] =
+    ["metadata", "metadata.google.internal", "metadata.packet.net", "metadata.goog"];
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
@@ -334,12 +392,15 @@ mod tests {
 
     #[tokio::test]
     async fn one_bad_address_refuses_the_whole_name() {
-        let resolver = Resolver::new(Arc::new(GuardPolicy::default()), 4);
-        let answer =
-            |ips: &[&str]| ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 0)).collect::<Vec<_>>();
+        let resolver = Resolver::new(GuardPolicy::default(), 4);
+        let answer = |ips: &[&str]| ips.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
         assert!(resolver.vet(answer(&["8.8.8.8", "2400:cb00::1"])).is_ok());
         assert!(matches!(resolver.vet(answer(&["8.8.8.8", "127.0.0.1"])), Err(ResolveError::Refused(_))));
         assert!(matches!(resolver.vet(answer(&[])), Err(ResolveError::Empty)));
+        let crowd: Vec<&str> = std::iter::repeat_n("8.8.8.8", 4_000).collect();
+        assert_eq!(resolver.vet(answer(&crowd)).unwrap().len(), MAX_ADDRESSES);
+        let crowd = [&crowd[..], &["127.0.0.1"]].concat();
+        assert!(matches!(resolver.vet(answer(&crowd)), Err(ResolveError::Refused(_))));
         assert!(matches!(resolver.addresses("localhost").await, Err(ResolveError::Refused(_))));
     }
 }

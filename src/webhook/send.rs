@@ -29,7 +29,8 @@ pub struct SenderOptions {
     /// Idle connections kept for each host. Below the number of requests in flight to a host,
     /// most of them pay for a new handshake.
     pub max_idle_per_host: usize,
-    /// DNS lookups at a time; each occupies a thread.
+    /// DNS lookups at a time; each occupies a thread. A [`Resolver`] that is handed in has its own
+    /// limit.
     pub max_lookups: usize,
     /// The `User-Agent`: printable ASCII.
     pub user_agent: String,
@@ -51,10 +52,22 @@ impl Sender {
     /// # Errors
     /// [`SenderError`]: the client refuses an option.
     pub fn new(tls: ClientConfig, policy: GuardPolicy, options: &SenderOptions) -> Result<Self, SenderError> {
-        let policy = Arc::new(policy);
+        Self::with_resolver(tls, Resolver::new(policy, options.max_lookups), options)
+    }
+
+    /// The same with a resolver of the caller's, whose policy is the sender's.
+    ///
+    /// # Errors
+    /// As [`Sender::new`].
+    pub fn with_resolver(
+        tls: ClientConfig,
+        resolver: Resolver,
+        options: &SenderOptions,
+    ) -> Result<Self, SenderError> {
+        let policy = Arc::clone(resolver.policy());
         let client = Client::builder()
             .tls_backend_preconfigured(tls)
-            .dns_resolver(Resolver::new(Arc::clone(&policy), options.max_lookups))
+            .dns_resolver(resolver)
             .http1_only()
             .no_proxy()
             .redirect(redirect::Policy::none())

@@ -167,3 +167,32 @@ async fn whoever_ends_the_task_while_it_is_registered_waits_and_rings() {
         .unwrap();
     assert_eq!(owed.get::<_, i64>(0), 1);
 }
+
+/// A statement cannot parse names as the HTTP client will. What it lets through of the hostile
+/// URLs, the guard and the canonicalization refuse before anything is sent.
+#[tokio::test]
+async fn of_the_hostile_urls_sql_refuses_all_but_a_few_and_no_benign_one() {
+    let database = TestDatabase::migrated().await;
+    let client = database.client().await;
+    let vectors: Value = serde_json::from_str(include_str!("../vectors/hostile-urls.json")).unwrap();
+    let mut let_through = Vec::new();
+    for (n, case) in vectors["urls"].as_array().unwrap().iter().enumerate() {
+        let url = case["url"].as_str().unwrap();
+        if url.contains('\0') {
+            continue; // jsonb refuses it by itself
+        }
+        let config = json!({ "url": url, "operation_id": "op_1" });
+        let id = format!("task_{n}");
+        issue(&client, &id, None).await;
+        let sql = "SELECT taskbell.register_webhook($1, $2::text::jsonb)::text";
+        let refused = client.query_one(sql, &[&id, &config.to_string()]).await.is_err();
+        let rust = Registration::parse(&config, UrlSchemes::HttpsOnly).is_err();
+        let hostile = !case["refused_at"].is_null();
+        assert!(rust || !refused || hostile, "SQL alone refuses {url}");
+        if rust && !refused {
+            let_through.push(url.to_owned());
+        }
+    }
+    let ascii: Vec<&String> = let_through.iter().filter(|url| url.is_ascii()).collect();
+    assert!(let_through.len() <= 40 && ascii.len() <= 12, "{let_through:#?}");
+}

@@ -1,7 +1,9 @@
 //! One private cluster per test process, one database per test, a scripted receiver.
 
 pub mod daemon;
+pub mod properties;
 pub mod receiver;
+pub mod scripted;
 pub mod tls;
 
 use std::os::unix::fs::PermissionsExt;
