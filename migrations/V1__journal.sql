@@ -86,7 +86,7 @@ CREATE TABLE taskbell.outbox (
     id               bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     watch_id         smallint NOT NULL,
     task_id          text COLLATE "C" NOT NULL,
-    account_id       text COLLATE "C",
+    account_id       text COLLATE "C" NOT NULL DEFAULT '',
     task_type        text NOT NULL,
     from_state       text,
     to_state         text NOT NULL,
@@ -113,9 +113,73 @@ CREATE TABLE taskbell.outbox (
         autovacuum_vacuum_cost_delay = 0);
 
 -- Each row stands in the primary key and in one of these two, so a seller's insert pays for two.
-CREATE INDEX outbox_due ON taskbell.outbox (available_at, id)
+-- The first is what claims walk: from lane to lane, and within one from row to row.
+CREATE INDEX outbox_lane ON taskbell.outbox (lane, account_id, available_at, id)
     WHERE lane IS NOT NULL AND state IN ('pending', 'in_flight');
 CREATE INDEX outbox_unowed ON taskbell.outbox (id) WHERE lane IS NULL;
+
+-- The health of a lane, for each account there: buyers share receivers, and one buyer's revoked
+-- credential must not close them all. A row only where something failed.
+-- `closed_until`: nothing is claimed before; then one row probes. `recovered`: successes since it
+-- was closed; the more there are, the more may be in flight at once.
+CREATE TABLE taskbell.circuit (
+    lane          text COLLATE "C" NOT NULL,
+    account_id    text COLLATE "C" NOT NULL,
+    failures      integer NOT NULL,
+    pauses        integer NOT NULL DEFAULT 0,
+    closed_until  timestamptz,
+    probing       boolean NOT NULL DEFAULT false,
+    recovered     integer,
+    failing_since timestamptz NOT NULL DEFAULT now(),
+    last_reason   text NOT NULL,
+    PRIMARY KEY (lane, account_id),
+    CONSTRAINT closed_or_recovering CHECK (closed_until IS NULL OR recovered IS NULL)
+);
+
+-- Counts failures, one element a failed attempt. After `threshold` of them in a row, after a probe
+-- that failed and after a failure on the way back, the circuit is closed: for `pause` at first,
+-- twice as long each time up to `max_pause`, a quarter more or less.
+CREATE FUNCTION taskbell.trip_circuits(lanes text[], accounts text[], reasons text[], threshold integer,
+                                       pause interval, max_pause interval) RETURNS void
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO taskbell.circuit AS c (lane, account_id, failures, last_reason, pauses, closed_until)
+    SELECT f.lane, f.account_id, count(*), coalesce(max(f.reason), 'internal'), (count(*) >= threshold)::integer,
+           CASE WHEN count(*) >= threshold THEN now() + pause * (0.75 + random() / 2) END
+    FROM unnest(lanes, accounts, reasons) AS f(lane, account_id, reason)
+    GROUP BY 1, 2 ORDER BY 1, 2
+    ON CONFLICT (lane, account_id) DO UPDATE SET
+        failures = c.failures + excluded.failures,
+        last_reason = excluded.last_reason,
+        recovered = NULL,
+        probing = false,
+        pauses = c.pauses + CASE
+            WHEN c.probing OR c.recovered IS NOT NULL
+                 OR (c.closed_until IS NULL AND c.failures + excluded.failures >= threshold) THEN 1 ELSE 0 END,
+        closed_until = CASE
+            WHEN c.probing OR c.recovered IS NOT NULL
+                 OR (c.closed_until IS NULL AND c.failures + excluded.failures >= threshold)
+            THEN now() + least(pause * power(2, least(c.pauses, 20)), max_pause) * (0.75 + random() / 2)
+            ELSE c.closed_until END
+$$;
+
+-- Counts successes: forgets failures that closed nothing, and opens what was closed step by step.
+CREATE FUNCTION taskbell.heal_circuits(lanes text[], accounts text[]) RETURNS void
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH ok AS (
+        SELECT c.lane, c.account_id, count(*) AS n
+        FROM unnest(lanes, accounts) AS o(lane, account_id) JOIN taskbell.circuit c USING (lane, account_id)
+        GROUP BY 1, 2 ORDER BY 1, 2
+    ), well AS (
+        DELETE FROM taskbell.circuit c USING ok
+        WHERE c.lane = ok.lane AND c.account_id = ok.account_id
+          AND ((c.closed_until IS NULL AND c.recovered IS NULL) OR coalesce(c.recovered, 0) + ok.n >= 32)
+    )
+    UPDATE taskbell.circuit c
+    SET failures = 0, closed_until = NULL, probing = false, recovered = coalesce(c.recovered, 0) + ok.n
+    FROM ok
+    WHERE c.lane = ok.lane AND c.account_id = ok.account_id
+      AND NOT ((c.closed_until IS NULL AND c.recovered IS NULL) OR coalesce(c.recovered, 0) + ok.n >= 32)
+$$;
 
 -- The journal: every state change, with the database's clock; for a delivered webhook, how.
 CREATE TABLE taskbell.transition (
@@ -206,6 +270,9 @@ CREATE TABLE taskbell.attempt_default PARTITION OF taskbell.attempt DEFAULT;
 SELECT taskbell.create_partitions();
 
 REVOKE ALL ON ALL TABLES IN SCHEMA taskbell FROM PUBLIC;
-REVOKE EXECUTE ON FUNCTION taskbell.create_partitions(integer), taskbell.drop_partitions(interval) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION
+    taskbell.create_partitions(integer), taskbell.drop_partitions(interval), taskbell.heal_circuits(text[], text[]),
+    taskbell.trip_circuits(text[], text[], text[], integer, interval, interval)
+FROM PUBLIC;
 
 INSERT INTO taskbell.schema_version (version, name) VALUES (1, 'journal');

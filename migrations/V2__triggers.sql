@@ -167,7 +167,7 @@ BEGIN
         END $record$
         $body$,
         watched.watch_id, id_column, state_column, type_column,
-        coalesce('new.' || quote_ident(account_column), 'NULL'), created,
+        coalesce('coalesce(new.' || quote_ident(account_column) || '::text, '''')', ''''''), created,
         coalesce('new.' || quote_ident(result_column), 'NULL::jsonb'),
         coalesce('new.' || quote_ident(error_column), 'NULL::jsonb'),
         coalesce('new.' || quote_ident(context_column), 'NULL::jsonb'),

@@ -2,7 +2,8 @@
 
 -- Every webhook owed or settled, newest last. No secrets: URLs without query and fragment.
 CREATE VIEW taskbell.delivery AS
-    SELECT 'native' AS source, o.id AS delivery_id, o.watch_id, o.task_id, o.account_id, o.task_type, o.to_state AS task_state,
+    SELECT 'native' AS source, o.id AS delivery_id, o.watch_id, o.task_id,
+           nullif(o.account_id, '') AS account_id, o.task_type, o.to_state AS task_state,
            o.state, o.lane, regexp_replace(r.url, '[?#].*$', '') AS url, r.operation_id,
            'whk_' || o.idempotency_key AS idempotency_key,
            o.attempt_count, o.occurred_at, o.first_attempt_at, o.retry_until, o.available_at AS next_attempt_at,
@@ -18,7 +19,7 @@ UNION ALL
 
 -- The life of a task: every state change, whether its webhook is still owed or not.
 CREATE VIEW taskbell.timeline AS
-    SELECT o.id AS transition_id, o.watch_id, o.task_id, o.account_id, o.task_type, o.from_state, o.to_state,
+    SELECT o.id AS transition_id, o.watch_id, o.task_id, nullif(o.account_id, '') AS account_id, o.task_type, o.from_state, o.to_state,
            o.occurred_at FROM taskbell.outbox o
 UNION ALL
     SELECT t.outbox_id, t.watch_id, t.task_id, t.account_id, t.task_type, t.from_state, t.to_state,
@@ -81,7 +82,7 @@ BEGIN
     INSERT INTO taskbell.transition (outbox_id, watch_id, task_id, account_id, task_type, from_state, to_state,
             task_created_at, occurred_at, delivery, lane, url, operation_id, idempotency_key, attempt_count,
             first_attempt_at, last_status, last_reason)
-    SELECT owed.id, owed.watch_id, owed.task_id, owed.account_id, owed.task_type, owed.from_state, owed.to_state,
+    SELECT owed.id, owed.watch_id, owed.task_id, nullif(owed.account_id, ''), owed.task_type, owed.from_state, owed.to_state,
            owed.task_created_at, owed.occurred_at, 'cancelled', owed.lane, d.url, d.operation_id,
            owed.idempotency_key, owed.attempt_count, owed.first_attempt_at, owed.last_status,
            coalesce(owed.last_reason, 'cancelled')
@@ -92,7 +93,22 @@ BEGIN
     DELETE FROM taskbell.outbox o WHERE o.id = owed.id;
 END $$;
 
+-- Opens the closed circuits of a lane, and rings. Says how many.
+CREATE FUNCTION taskbell.open_circuits(lane text, account_id text DEFAULT NULL) RETURNS bigint
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    opened bigint;
+BEGIN
+    UPDATE taskbell.circuit c
+    SET failures = 0, pauses = 0, closed_until = NULL, probing = false, recovered = 0
+    WHERE c.lane = $1 AND ($2 IS NULL OR c.account_id = $2) AND c.closed_until IS NOT NULL;
+    GET DIAGNOSTICS opened = ROW_COUNT;
+    PERFORM taskbell.ring();
+    RETURN opened;
+END $$;
+
 REVOKE ALL ON ALL TABLES IN SCHEMA taskbell FROM PUBLIC;
-REVOKE EXECUTE ON FUNCTION taskbell.retry_delivery(bigint, boolean), taskbell.cancel_delivery(bigint) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION taskbell.retry_delivery(bigint, boolean), taskbell.cancel_delivery(bigint),
+    taskbell.open_circuits(text, text) FROM PUBLIC;
 
 INSERT INTO taskbell.schema_version (version, name) VALUES (4, 'operators');

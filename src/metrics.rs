@@ -55,6 +55,9 @@ names! {
     gauge OUTBOX_OLDEST_DUE = "taskbell_outbox_oldest_due_seconds";
     /// Webhooks owed whose horizon is within six hours.
     gauge OUTBOX_AT_RISK = "taskbell_outbox_at_risk_rows";
+    /// Destinations of one account that fail, by what their circuit does: failing (still open),
+    /// closed, probing or recovering.
+    gauge LANES = "taskbell_lanes";
     /// Whether the LISTEN connection is up.
     gauge LISTENER_UP = "taskbell_listener_up";
     /// Looks at the table, by what caused them.
@@ -100,12 +103,18 @@ pub fn publish(version: &'static str) {
         gauge!(OUTBOX_OLDEST_DUE, "source" => source).set(0.0);
         gauge!(OUTBOX_AT_RISK, "source" => source).set(0.0);
     }
+    for state in LANE_STATES {
+        gauge!(LANES, "state" => state).set(0.0);
+    }
     gauge!(NOTIFY_QUEUE).set(0.0);
     gauge!(OLDEST_XMIN).set(0.0);
 }
 
 /// The deprecated schemes (AdCP, `auth-scheme.json`).
 const SCHEMES: [&str; 2] = ["Bearer", "HMAC-SHA256"];
+
+/// What circuits do.
+pub const LANE_STATES: [&str; 4] = ["failing", "closed", "probing", "recovering"];
 
 /// The states of outbox rows.
 pub const OUTBOX_STATES: [&str; 4] = ["pending", "in_flight", "expired", "invalid"];

@@ -43,6 +43,12 @@ impl Reporter {
                 () = stop.cancelled() => return,
                 _ = beat.tick() => {}
             }
+            // Claims pass such rows over by themselves; this only gives them their name.
+            if beats.is_multiple_of(EXPIRE_BEATS)
+                && let Err(error) = self.expire().await
+            {
+                tracing::warn!(%error, "rows past their horizon were not expired");
+            }
             if let Err(error) = self.report().await {
                 tracing::warn!(%error, "gauges were not refreshed");
             }
@@ -56,12 +62,16 @@ impl Reporter {
         }
     }
 
-    async fn report(&self) -> Result<(), String> {
+    async fn expire(&self) -> Result<(), String> {
         let expired = self.outbox.expire().await.map_err(|error| error.to_string())?;
         if expired > 0 {
             names::observe_expired(expired);
             tracing::warn!(rows = expired, "webhooks expired: every attempt inside their horizon failed");
         }
+        Ok(())
+    }
+
+    async fn report(&self) -> Result<(), String> {
         let mut client = self.pool.get().await.map_err(|error| error.to_string())?;
         let transaction = client.transaction().await.map_err(|error| explain(&error))?;
         // Held until the end of the transaction: another daemon that comes at the same time leaves it to us.
@@ -73,6 +83,11 @@ impl Reporter {
             if let Some(table) = &self.sealed_table {
                 let sql = SEALED.replace(SDK_TABLE, table);
                 report_outbox(Source::Sealed, &transaction.query_one(&sql, &[]).await?);
+            }
+            let lanes = transaction.query_one(LANES, &[]).await?;
+            for (column, state) in names::LANE_STATES.into_iter().enumerate() {
+                #[allow(clippy::cast_precision_loss, reason = "lane counts are far below 2^52")]
+                gauge!(names::LANES, "state" => state).set(lanes.get::<_, i64>(column) as f64);
             }
             let database = transaction.query_one(DATABASE, &[]).await?;
             gauge!(names::NOTIFY_QUEUE).set(database.get::<_, f64>(0));
@@ -163,6 +178,7 @@ impl Open {
 /// `taskgaug` in ASCII.
 const TURN: &str = "SELECT pg_try_advisory_xact_lock(8386110886273709415)";
 const OUTBOX: &str = include_str!("outbox_gauges.sql");
+const LANES: &str = include_str!("lane_gauges.sql");
 const SEALED: &str = include_str!("sealed_gauges.sql");
 /// The name in the statement, replaced by the configured one.
 const SDK_TABLE: &str = "adcp_task_webhook_outbox";
@@ -170,5 +186,7 @@ const DATABASE: &str = include_str!("database_gauges.sql");
 const WATCHED: &str = include_str!("open_tasks.sql");
 const CREATE_PARTITIONS: &str = "SELECT taskbell.create_partitions()";
 const DROP_PARTITIONS: &str = "SELECT taskbell.drop_partitions($1 * interval '1 second')";
+/// At the default beat of 15 s, a minute: it reads every row that is owed.
+const EXPIRE_BEATS: u32 = 4;
 /// At the default beat of 15 s, an hour.
 const HOUSEKEEPING_BEATS: u32 = 240;

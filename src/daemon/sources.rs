@@ -21,7 +21,13 @@ pub async fn outboxes(
     sealing: Arc<SealingKeys>,
 ) -> anyhow::Result<(Outboxes, Duration)> {
     let schemes = if config.guard.allow_http { UrlSchemes::AllowHttp } else { UrlSchemes::HttpsOnly };
-    let options = NativeOptions { lease: config.lease, horizon: config.horizon, schemes, sealing };
+    let options = NativeOptions {
+        lease: config.lease,
+        horizon: config.horizon,
+        schemes,
+        sealing,
+        circuits: config.circuits,
+    };
     let native = NativeOutbox::new(pool.clone(), options);
     let Some(source) = &config.sealed else { return Ok((Outboxes::new(native, None), config.safety_poll)) };
     let keys = Arc::new(read_sdk_keys(&source.key_files)?);

@@ -95,6 +95,7 @@ fn rest(room: &Room, claimed: &Claimed) -> Room {
     Room {
         rows: room.rows.saturating_sub(claimed.claims.len()),
         per_lane: room.per_lane,
+        retries: room.retries,
         in_flight: lanes.into_iter().collect(),
     }
 }

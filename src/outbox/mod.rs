@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::webhook::{FailureReason, Outcome, Prepared};
 
 pub use both::Outboxes;
-pub use native::{NativeOptions, NativeOutbox};
+pub use native::{CircuitPolicy, NativeOptions, NativeOutbox};
 pub use sealed::{SealedOptions, SealedOutbox};
 
 /// A table of webhooks owed.
@@ -111,6 +111,8 @@ pub struct Room {
     pub per_lane: usize,
     /// Lanes with attempts in flight, and how many.
     pub in_flight: Vec<(Lane, usize)>,
+    /// Whether rows that failed before may be taken: some slots are kept for first attempts.
+    pub retries: bool,
 }
 
 /// What one claim brought.

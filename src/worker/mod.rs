@@ -7,6 +7,7 @@
 
 mod attempt;
 mod judge;
+mod egress;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ use crate::outbox::{
     Claim, Claimed, Lane, Outbox, OutboxError, Room, SettledRows, Settlement, Transition, Verdict,
 };
 use crate::webhook::{FailureReason, Sender, Signer};
+
+use egress::Egress;
 
 use attempt::{Means, Settled, Ticket, attempt, unsent};
 
@@ -65,6 +68,7 @@ pub struct Worker<O, W> {
     in_flight: HashMap<Lane, usize>,
     started: HashMap<tokio::task::Id, (Lane, Claim)>,
     finished: Vec<Settled>,
+    egress: Egress,
     phase: Phase,
     last_busy: Instant,
     /// What the timer of an asleep worker stands for.
@@ -111,6 +115,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             in_flight: HashMap::new(),
             started: HashMap::new(),
             finished: Vec::new(),
+            egress: Egress::default(),
             phase: Phase::Asleep { watchful: true },
             last_busy: Instant::now(),
             alarm: "safety_poll",
@@ -151,6 +156,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             rows: self.settings.concurrency.saturating_sub(self.attempts.len()),
             per_lane: self.settings.per_lane,
             in_flight: self.in_flight.iter().map(|(lane, n)| (lane.clone(), *n)).collect(),
+            retries: self.retries_in_flight() < self.settings.concurrency * 3 / 4,
         };
         let settlements: Vec<Settlement> =
             self.finished.iter().map(|ended| ended.settlement.clone()).collect();
@@ -174,6 +180,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
             }
         }
         Ok(self.start(claimed?, room.rows).await)
+    }
+
+    /// Attempts in flight that are not the first of their row.
+    fn retries_in_flight(&self) -> usize {
+        self.started.values().filter(|(_, claim)| claim.attempt > 1).count()
     }
 
     /// Decides when to look next.
@@ -327,8 +338,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 self.in_flight.remove(&lane);
             }
         }
-        self.finished.push(match ended {
-            Ok((_, settled)) => settled,
+        let settled = match ended {
+            Ok((_, settled)) => self.blame(&lane, settled),
             // A panic ends its attempt, not the daemon; a cancelled attempt is given back.
             Err(error) => {
                 if error.is_panic() {
@@ -356,7 +367,22 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     },
                 }
             }
-        });
+        };
+        self.finished.push(settled);
+    }
+
+    /// An attempt that failed because we have no way out burns nothing.
+    fn blame(&mut self, lane: &Lane, mut settled: Settled) -> Settled {
+        let settlement = &mut settled.settlement;
+        if self.egress.is_down_after(lane, settlement.reason)
+            && matches!(settlement.verdict, Verdict::Release { .. })
+        {
+            tracing::error!(
+                "every destination fails: the way out of here is down, and no attempts are counted"
+            );
+            settlement.verdict = Verdict::Unclaim { after: NO_WAY_OUT };
+        }
+        settled
     }
 
     /// Counts what was written; forgets what is settled or lost.
@@ -419,4 +445,6 @@ const MAX_SETTLING_PAUSE: Duration = Duration::from_secs(1);
 const WATCHFUL_POLL: Duration = Duration::from_secs(1);
 const MIN_DUE_PAUSE: Duration = Duration::from_millis(50);
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
+/// While every destination fails.
+const NO_WAY_OUT: Duration = Duration::from_secs(10);
 const PANIC_DELAY: Duration = Duration::from_secs(60);

@@ -147,7 +147,7 @@ async fn a_stop_gives_back_what_hangs_without_burning_an_attempt() {
 }
 
 fn room(rows: usize) -> Room {
-    Room { rows, per_lane: 8, in_flight: Vec::new() }
+    Room { rows, per_lane: 8, in_flight: Vec::new(), retries: true }
 }
 
 #[tokio::test]
@@ -191,12 +191,19 @@ async fn one_lane_gets_only_the_slots_it_has() {
         issue(&client, &task, Some(url)).await;
         complete(&client, &task).await;
     }
-    let claimed = outbox.claim(&Room { rows: 10, per_lane: 2, in_flight: Vec::new() }).await.unwrap().claims;
+    let claimed = outbox
+        .claim(&Room { rows: 10, per_lane: 2, in_flight: Vec::new(), retries: true })
+        .await
+        .unwrap()
+        .claims;
     let of = |lane: &str| claimed.iter().filter(|claim| claim.lane.0 == lane).count();
     assert_eq!((of("https://busy.example:443"), of("https://calm.example:443")), (2, 2));
     let busy = claimed.iter().find(|claim| claim.lane.0.contains("busy")).unwrap().lane.clone();
-    let rest =
-        outbox.claim(&Room { rows: 10, per_lane: 2, in_flight: vec![(busy, 2)] }).await.unwrap().claims;
+    let rest = outbox
+        .claim(&Room { rows: 10, per_lane: 2, in_flight: vec![(busy, 2)], retries: true })
+        .await
+        .unwrap()
+        .claims;
     assert_eq!(rest.len(), 1);
 }
 

@@ -28,7 +28,7 @@ async fn states(client: &Client, id: &str) -> Vec<(String, String)> {
 }
 
 fn room() -> Room {
-    Room { rows: 10, per_lane: 10, in_flight: Vec::new() }
+    Room { rows: 10, per_lane: 10, in_flight: Vec::new(), retries: true }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod check;
 mod deliveries;
 mod dev;
 mod keys;
+mod lanes;
 mod receive;
 mod ring;
 mod tasks;
@@ -62,6 +63,9 @@ enum Command {
     /// Looks at webhooks owed and delivered; retries and cancels them.
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
+    /// Shows the destinations where nothing goes out at the moment.
+    #[command(subcommand)]
+    Lanes(lanes::Lanes),
     /// Chooses the tables that carry our triggers.
     #[command(subcommand)]
     Watch(watch::Watch),
@@ -103,6 +107,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
         Command::Check { json } => return check::run(&sources, json).await,
         Command::Tasks(tasks) => tasks.run(&Config::load(&sources)?).await?,
         Command::Deliveries(deliveries) => deliveries.run(&Config::load(&sources)?).await?,
+        Command::Lanes(lanes) => lanes.run(&Config::load(&sources)?).await?,
         Command::Watch(watch) => watch.run(&Config::load(&sources)?).await?,
         Command::Keys(keys) => keys.run(&sources).await?,
         Command::Receive(receive) => receive.run(stop_on_signal()?).await?,
@@ -192,10 +197,11 @@ mod tests {
             command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect::<Vec<_>>().join(" ")
         };
         let cli = Cli::command();
-        assert_eq!(names(&cli), "dev run migrate check tasks deliveries watch keys receive ring");
+        assert_eq!(names(&cli), "dev run migrate check tasks deliveries lanes watch keys receive ring");
         for (command, expected) in [
             ("tasks", "list show complete fail"),
             ("deliveries", "list show retry cancel"),
+            ("lanes", "list open"),
             ("watch", "add list remove"),
             ("keys", "generate rotate jwks reseal"),
         ] {

@@ -19,6 +19,7 @@ use figment::providers::Serialized;
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use crate::outbox::CircuitPolicy;
 use crate::task::SigningScope;
 use crate::webhook::{GuardPolicy, LegacyModes};
 use crate::worker::RetryPolicy;
@@ -73,6 +74,8 @@ pub struct Config {
     pub horizon: Duration,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// When a lane that fails is left alone.
+    pub circuits: CircuitPolicy,
     /// Where the signing keys are.
     pub signing: Signing,
     /// Keys that seal registrations at rest, the current one first.

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::{Config, Database, KeySource, Log, LogFormat, Metrics, SealedSource, Signing, Sources};
 use crate::daemon::dsn::Dsn;
 use crate::daemon::telemetry;
+use crate::outbox::CircuitPolicy;
 use crate::registry::AdcpEnv;
 use crate::task::{SigningScope, TaskType};
 use crate::webhook::{GuardPolicy, LegacyModes};
@@ -29,7 +30,7 @@ macro_rules! sections {
 
 sections! {
     Raw {
-        database: RawDatabase, worker: RawWorker, retry: RawRetry, signing: RawSigning, sealing: RawSealing, sources: RawSources, legacy: RawLegacy,
+        database: RawDatabase, worker: RawWorker, retry: RawRetry, lanes: RawLanes, signing: RawSigning, sealing: RawSealing, sources: RawSources, legacy: RawLegacy,
         guard: RawGuard, http: RawHttp, admin: RawAdmin, metrics: RawMetrics, retention: RawRetention,
         log: RawLog,
     }
@@ -38,6 +39,7 @@ sections! {
         concurrency: u64, per_lane: u64, lease: String, deadline: String, linger: String, safety_poll: String,
         probe: String, grace: String,
     }
+    RawLanes { failures: u64, pause: String, max_pause: String }
     RawRetry { horizon: String, schedule: Vec<String>, jitter: f64 }
     RawSigning { key_files: Vec<PathBuf>, jwks_uri: String, scopes: BTreeMap<String, RawScope> }
     RawSealing { key_files: Vec<PathBuf> }
@@ -97,6 +99,7 @@ impl Raw {
         check.refuse(self.retry.schedule.is_empty(), "retry.schedule", "must have at least one delay");
         check.refuse(!(0.0..1.0).contains(&self.retry.jitter), "retry.jitter", "must be from 0 to below 1");
 
+        let circuits = self.lanes.check(&mut check);
         let signing = self.signing.check(production, &mut check);
         check.files("sealing.key_files", &self.sealing.key_files);
         let sealed = self.sources.sealed.check(&mut check);
@@ -133,6 +136,7 @@ impl Raw {
             grace: grace.unwrap_or_default(),
             horizon: horizon.unwrap_or_default(),
             retry: RetryPolicy { schedule, jitter: self.retry.jitter },
+            circuits,
             signing,
             sealing_key_files: self.sealing.key_files,
             sealed,
@@ -144,6 +148,22 @@ impl Raw {
             metrics,
             keep: keep.unwrap_or_default(),
             log,
+        }
+    }
+}
+
+impl RawLanes {
+    fn check(self, check: &mut Check<'_>) -> CircuitPolicy {
+        let failures = check.count("lanes.failures", self.failures, 1..=1_000_000);
+        let pause = check.time("lanes.pause", &self.pause, TENTH..=HOUR);
+        let max_pause = check.time("lanes.max_pause", &self.max_pause, TENTH..=HOUR * 24);
+        if let (Some(pause), Some(max_pause)) = (pause, max_pause) {
+            check.refuse(max_pause < pause, "lanes.max_pause", "must not be shorter than lanes.pause");
+        }
+        CircuitPolicy {
+            failures: u32::try_from(failures).unwrap_or(u32::MAX),
+            pause: pause.unwrap_or_default(),
+            max_pause: max_pause.unwrap_or_default(),
         }
     }
 }

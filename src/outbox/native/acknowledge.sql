@@ -19,7 +19,7 @@ WITH answer AS (
     INSERT INTO taskbell.transition (outbox_id, watch_id, task_id, account_id, task_type, from_state, to_state,
             task_created_at, occurred_at, delivery, lane, url, operation_id, idempotency_key, attempt_count,
             first_attempt_at, last_status)
-    SELECT g.id, g.watch_id, g.task_id, g.account_id, g.task_type, g.from_state, g.to_state,
+    SELECT g.id, g.watch_id, g.task_id, nullif(g.account_id, ''), g.task_type, g.from_state, g.to_state,
            g.task_created_at, g.occurred_at, CASE g.verdict WHEN 'supersede' THEN 'superseded' ELSE 'delivered' END, g.lane, regexp_replace(r.url, '[?#].*$', ''), r.operation_id,
            g.idempotency_key,
            g.attempt_count, g.first_attempt_at, g.status
@@ -30,5 +30,8 @@ WITH answer AS (
     SELECT g.id, g.task_id, 'whk_' || g.idempotency_key, g.attempt_count, g.started_at, g.duration_ms, g.status,
            'acknowledge', g.body_bytes
     FROM gone g WHERE g.started_at IS NOT NULL
+), healed AS (
+    SELECT taskbell.heal_circuits(array_agg(lane), array_agg(account_id)) FROM gone
+    WHERE verdict = 'acknowledge' AND EXISTS (SELECT FROM taskbell.circuit)
 )
-SELECT id FROM gone
+SELECT gone.id, (SELECT count(*) FROM healed) FROM gone

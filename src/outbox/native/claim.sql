@@ -1,36 +1,70 @@
--- Takes due rows under a lease. Lanes that are full are passed over; a lane with room gives at
--- most as many rows as it has room for, so that nothing claimed has to wait in memory.
--- The candidates are read without locks and locked afterwards, because a window function and
--- FOR UPDATE do not go together; a row that another daemon took in between fails the recheck.
+-- Takes due rows under a lease, going round the lanes: a walk over the index visits one
+-- destination and account after the other and takes from each what it has room for, so that no
+-- backlog of one is read past for the sake of another.
+--
+-- A lane whose circuit is closed is passed over; once its pause is over one claim, of one daemon,
+-- takes a single row to probe it. A lane that recovers gets more room with every success.
+--
 -- $1 rows, $2 rows per lane, $3 lanes in flight, $4 how many there, $5 lease token,
--- $6 lease seconds, $7 horizon seconds
-WITH busy AS (
-    SELECT lane, n FROM unnest($3::text[], $4::bigint[]) AS b(lane, n)
-), candidate AS (
-    SELECT o.id, o.lane, row_number() OVER (PARTITION BY o.lane ORDER BY o.available_at, o.id) AS place
-    FROM (
-        SELECT id, lane, available_at FROM taskbell.outbox
-        WHERE lane IS NOT NULL AND state IN ('pending', 'in_flight') AND available_at <= now()
-          AND (retry_until IS NULL OR retry_until > now())
-          AND lane <> ALL (ARRAY(SELECT lane FROM busy WHERE n >= $2::bigint))
-        ORDER BY available_at, id
-        LIMIT $1::bigint * 4
-    ) o
+-- $6 lease seconds, $7 horizon seconds, $8 and $9 lane and account after which the walk starts
+-- (null: at the first), $10 lanes at most to visit, $11 whether rows that failed before may be taken
+WITH RECURSIVE walk AS (
+    (SELECT o.lane, o.account_id, 1 AS n FROM taskbell.outbox o
+     WHERE o.lane IS NOT NULL AND o.state IN ('pending', 'in_flight')
+       AND (o.lane, o.account_id) > (coalesce($8::text, ''), coalesce($9::text, ''))
+     ORDER BY o.lane, o.account_id LIMIT 1)
+    UNION ALL
+    SELECT next.lane, next.account_id, w.n + 1
+    FROM walk w
+    CROSS JOIN LATERAL (
+        SELECT o.lane, o.account_id FROM taskbell.outbox o
+        WHERE o.lane IS NOT NULL AND o.state IN ('pending', 'in_flight')
+          AND (o.lane, o.account_id) > (w.lane, w.account_id)
+        ORDER BY o.lane, o.account_id LIMIT 1
+    ) next
+    WHERE w.n < $10::bigint
+), probe AS (
+    -- Locked, so that of several daemons one probes.
+    SELECT c.lane, c.account_id FROM taskbell.circuit c
+    WHERE c.closed_until <= now() FOR UPDATE SKIP LOCKED
+), running AS (
+    SELECT w.lane, w.account_id, w.n, probe.lane IS NOT NULL AS probing,
+           CASE WHEN probe.lane IS NOT NULL THEN least(1, $2::bigint - coalesce(busy.n, 0))
+                WHEN c.recovered IS NOT NULL THEN least(c.recovered + 1, $2::bigint) - coalesce(busy.n, 0)
+                ELSE $2::bigint - coalesce(busy.n, 0) END AS room
+    FROM walk w
+    LEFT JOIN unnest($3::text[], $4::bigint[]) AS busy(lane, n) USING (lane)
+    LEFT JOIN taskbell.circuit c USING (lane, account_id)
+    LEFT JOIN probe USING (lane, account_id)
+    WHERE c.closed_until IS NULL OR probe.lane IS NOT NULL
 ), due AS (
-    SELECT o.id FROM taskbell.outbox o
-    WHERE o.id IN (
-        SELECT c.id FROM candidate c LEFT JOIN busy USING (lane)
-        WHERE c.place <= $2::bigint - coalesce(busy.n, 0) ORDER BY c.id LIMIT $1::bigint
-    )
-      AND o.state IN ('pending', 'in_flight') AND o.available_at <= now()
-    FOR UPDATE SKIP LOCKED
+    SELECT row.id, row.lane, running.account_id, running.n, running.probing,
+           row_number() OVER (PARTITION BY row.lane ORDER BY running.n) AS place,
+           $2::bigint - coalesce(busy.n, 0) AS lane_room
+    FROM running
+    LEFT JOIN unnest($3::text[], $4::bigint[]) AS busy(lane, n) USING (lane)
+    CROSS JOIN LATERAL (
+        SELECT o.id, o.lane FROM taskbell.outbox o
+        WHERE running.room > 0
+          AND o.lane = running.lane AND o.account_id = running.account_id
+          AND o.state IN ('pending', 'in_flight') AND o.available_at <= now()
+          AND (o.retry_until IS NULL OR o.retry_until > now())
+          AND ($11::boolean OR o.attempt_count = 0 OR running.probing)
+        ORDER BY o.available_at, o.id
+        LIMIT greatest(running.room, 0) FOR UPDATE SKIP LOCKED
+    ) row
+    LIMIT $1::bigint
+), probed AS (
+    -- Nobody else probes before this one's lease is over.
+    UPDATE taskbell.circuit c SET probing = true, closed_until = now() + $6::float8 * interval '1 second'
+    FROM due WHERE due.probing AND c.lane = due.lane AND c.account_id = due.account_id
 ), claimed AS (
     UPDATE taskbell.outbox o
     SET state = 'in_flight', lease_token = $5, attempt_count = o.attempt_count + 1,
         available_at = now() + $6::float8 * interval '1 second',
         first_attempt_at = coalesce(o.first_attempt_at, now()),
         retry_until = coalesce(o.retry_until, now() + $7::float8 * interval '1 second')
-    FROM due WHERE o.id = due.id
+    FROM due WHERE o.id = due.id AND due.place <= due.lane_room
     RETURNING o.*
 )
 SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occurred_at, c.task_created_at,
@@ -42,14 +76,21 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
        c.document::text, c.context::text,
        r.url, r.operation_id, r.token, r.scheme, r.credentials,
        EXISTS (SELECT FROM taskbell.task_type t WHERE t.name = c.task_type),
-       c.account_id, r.sealed, r.sealed_nonce, r.sealed_with, r.signing_scope,
+       nullif(c.account_id, ''), r.sealed, r.sealed_nonce, r.sealed_with, r.signing_scope,
        -- An open state is old news once a later one goes out with it, or was delivered.
        c.to_state NOT IN ('completed', 'failed', 'canceled', 'rejected') AND (
            EXISTS (SELECT FROM claimed n WHERE n.task_id = c.task_id AND n.watch_id = c.watch_id AND n.id > c.id)
            OR EXISTS (SELECT FROM taskbell.transition t WHERE t.task_id = c.task_id AND t.watch_id = c.watch_id
                       AND t.outbox_id > c.id AND t.delivery IS NOT NULL)
-       )
-FROM claimed c
+       ),
+       visited.all, visited.lane, visited.account_id
+FROM (
+    -- How far the walk came: to the lane that took the last of the room, or to its end.
+    SELECT NOT full_up AND (SELECT count(*) FROM walk) < $10::bigint AS all, w.lane, w.account_id
+    FROM (SELECT count(*) >= $1::bigint AS full_up, max(n) AS n FROM due) taken
+    JOIN walk w ON w.n = CASE WHEN full_up THEN taken.n ELSE (SELECT count(*) FROM walk) END
+) visited
+LEFT JOIN claimed c ON true
 LEFT JOIN taskbell.registration r ON r.watch_id = c.watch_id AND r.task_id = c.task_id
 LEFT JOIN LATERAL (
     SELECT t.to_state, t.occurred_at FROM taskbell.transition t

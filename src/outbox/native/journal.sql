@@ -5,7 +5,7 @@ WITH seen AS (
     SELECT id FROM taskbell.outbox WHERE lane IS NULL ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM taskbell.outbox o USING seen WHERE o.id = seen.id
-    RETURNING o.id, o.watch_id, o.task_id, o.account_id, o.task_type, o.from_state, o.to_state,
+    RETURNING o.id, o.watch_id, o.task_id, nullif(o.account_id, ''), o.task_type, o.from_state, o.to_state,
               o.task_created_at, o.occurred_at
 ), kept AS (
     INSERT INTO taskbell.transition (outbox_id, watch_id, task_id, account_id, task_type, from_state, to_state,

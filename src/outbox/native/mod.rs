@@ -8,12 +8,12 @@ mod prepare;
 mod seal;
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Object, Pool};
-use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
 use uuid::Uuid;
 
 use super::{
@@ -31,7 +31,27 @@ pub struct NativeOutbox {
     pool: Pool,
     lease: Duration,
     horizon: Duration,
+    circuits: CircuitPolicy,
     preparer: Preparer,
+    /// The lane and account where the last walk ended; the next one goes on after it.
+    cursor: Mutex<Option<(String, String)>>,
+}
+
+/// When a lane that fails is left alone, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CircuitPolicy {
+    /// Failures in a row, of one account at one destination.
+    pub failures: u32,
+    /// The first pause; each further one is twice as long.
+    pub pause: Duration,
+    /// The longest pause.
+    pub max_pause: Duration,
+}
+
+impl Default for CircuitPolicy {
+    fn default() -> Self {
+        Self { failures: 5, pause: Duration::from_secs(5), max_pause: Duration::from_secs(300) }
+    }
 }
 
 /// How a [`NativeOutbox`] treats its rows.
@@ -45,37 +65,88 @@ pub struct NativeOptions {
     pub schemes: UrlSchemes,
     /// Open sealed registrations.
     pub sealing: Arc<SealingKeys>,
+    /// When a lane is left alone.
+    pub circuits: CircuitPolicy,
 }
 
 impl NativeOutbox {
     /// An outbox on a pool of connections.
     #[must_use]
     pub fn new(pool: Pool, options: NativeOptions) -> Self {
-        let NativeOptions { lease, horizon, schemes, sealing } = options;
-        Self { pool, lease, horizon, preparer: Preparer { schemes, sealing } }
+        let NativeOptions { lease, horizon, schemes, sealing, circuits } = options;
+        let preparer = Preparer { schemes, sealing };
+        Self { pool, lease, horizon, circuits, preparer, cursor: Mutex::new(None) }
     }
 
+    /// Moves transitions into the journal and claims rows, going on where the last walk ended until
+    /// something was found or every lane was visited.
     async fn rows(&self, room: &Room) -> Result<(Vec<Row>, Vec<Row>, Uuid), OutboxError> {
         let client = self.pool.get().await?;
         let (journal, claim) =
             tokio::try_join!(client.prepare_cached(JOURNAL), client.prepare_cached(CLAIM))?;
         let token = Uuid::new_v4();
-        let (lanes, counts): (Vec<&str>, Vec<i64>) =
-            room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
-        let (rows, per_lane) = (count(room.rows), count(room.per_lane));
-        let (lease, horizon) = (self.lease.as_secs_f64(), self.horizon.as_secs_f64());
-        let claim_parameters: [&(dyn ToSql + Sync); 7] =
-            [&rows, &per_lane, &lanes, &counts, &token, &lease, &horizon];
         // In this order on the wire: the journal's statement runs first, so that the change
         // before a terminal one is in the journal when the claim looks for it.
         let journal_parameters: [&(dyn ToSql + Sync); 1] = [&JOURNAL_ROWS];
         let (transitions, claims) = tokio::try_join!(client.query(&journal, &journal_parameters), async {
             match room.rows {
                 0 => Ok(Vec::new()),
-                _ => client.query(&claim, &claim_parameters).await,
+                _ => self.walk(&client, &claim, room, token).await,
             }
         })?;
         Ok((transitions, claims, token))
+    }
+
+    async fn walk(
+        &self,
+        client: &Object,
+        claim: &Statement,
+        room: &Room,
+        token: Uuid,
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let (lanes, counts): (Vec<&str>, Vec<i64>) =
+            room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
+        let (rows, per_lane) = (count(room.rows), count(room.per_lane));
+        let (lease, horizon) = (self.lease.as_secs_f64(), self.horizon.as_secs_f64());
+        let mut from_the_first = self.cursor().is_none();
+        loop {
+            let after = self.cursor();
+            let (lane, account) = after.as_ref().map(|(lane, account)| (lane, account)).unzip();
+            let found = client
+                .query(
+                    claim,
+                    &[
+                        &rows,
+                        &per_lane,
+                        &lanes,
+                        &counts,
+                        &token,
+                        &lease,
+                        &horizon,
+                        &lane,
+                        &account,
+                        &LANES_AT_A_TIME,
+                        &room.retries,
+                    ],
+                )
+                .await?;
+            // No row at all: there are no lanes after the cursor.
+            let at_the_end = found.first().is_none_or(|row| row.get(VISITED_ALL));
+            *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) = match found.first() {
+                Some(row) if !at_the_end => Some((row.get(VISITED_ALL + 1), row.get(VISITED_ALL + 2))),
+                _ => None,
+            };
+            let claimed: Vec<Row> =
+                found.into_iter().filter(|row| row.get::<_, Option<i64>>(0).is_some()).collect();
+            if !claimed.is_empty() || (at_the_end && from_the_first) {
+                return Ok(claimed);
+            }
+            from_the_first |= at_the_end;
+        }
+    }
+
+    fn cursor(&self) -> Option<(String, String)> {
+        self.cursor.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn acknowledge(&self, client: &Object, settled: &[&Settlement]) -> Result<Vec<RowId>, OutboxError> {
@@ -124,6 +195,9 @@ impl NativeOutbox {
                     &columns.statuses,
                     &columns.reasons,
                     &columns.body_bytes,
+                    &i32::try_from(self.circuits.failures).unwrap_or(i32::MAX),
+                    &self.circuits.pause.as_secs_f64(),
+                    &self.circuits.max_pause.as_secs_f64(),
                 ],
             )
             .await?;
@@ -256,3 +330,7 @@ const EXPIRE: &str = include_str!("expire.sql");
 /// Transitions in one go: enough to keep up with any seller, small enough to stay a short statement.
 const JOURNAL_ROWS: i64 = 500;
 const EXPIRE_ROWS: i64 = 1000;
+/// Lanes that one claim visits: about a millisecond of index look-ups.
+const LANES_AT_A_TIME: i64 = 200;
+/// The column that says whether a walk came to the last lane; where it ended follows.
+const VISITED_ALL: usize = 30;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use taskbell::daemon::database::tls_config;
 use taskbell::listener::{Doorbell, Listener};
 use taskbell::metrics::TaskTypes;
-use taskbell::outbox::{NativeOptions, NativeOutbox};
+use taskbell::outbox::{CircuitPolicy, NativeOptions, NativeOutbox};
 use taskbell::task::{SealingKeys, UrlSchemes};
 use taskbell::webhook::verify::{Arrived, ReplayWindow, Revocation, Verifier, VerifyingKeys};
 use taskbell::webhook::{
@@ -36,6 +36,7 @@ pub struct Tuning {
     pub sealing: Arc<SealingKeys>,
     pub keys: KeySets,
     pub legacy: LegacyModes,
+    pub circuits: CircuitPolicy,
 }
 
 struct TestWorld;
@@ -65,6 +66,7 @@ impl Daemon {
             sealing: Arc::default(),
             keys: ring("test-key").into(),
             legacy: LegacyModes { bearer: true, hmac: false },
+            circuits: NEVER,
         };
         tune(&mut tuning);
         let sender = Sender::new(
@@ -81,7 +83,7 @@ impl Daemon {
         tasks.spawn(listener.run(services.clone()));
         let (doorbell, porter) = Doorbell::new(handle, services.clone());
         tasks.spawn(porter);
-        let outbox = Arc::new(outbox(database, tuning.sealing));
+        let outbox = Arc::new(outbox_with(database, tuning.sealing, tuning.circuits));
         let worker =
             Worker::new(outbox, Arc::new(TestWorld), sender, signer.clone(), doorbell, wakes, tuning.worker);
         let worker = tokio::spawn(worker.run(stop.clone()));
@@ -107,12 +109,28 @@ pub fn ring(kid: &str) -> KeyRing {
     KeyRing::new(vec![SigningKey::generate(SigningAlgorithm::Ed25519, Some(kid)).unwrap()]).unwrap()
 }
 
+/// No test but those of lanes is about circuits.
+const NEVER: CircuitPolicy = CircuitPolicy {
+    failures: u32::MAX / 2,
+    pause: Duration::from_secs(1),
+    max_pause: Duration::from_secs(1),
+};
+
 pub fn outbox(database: &TestDatabase, sealing: Arc<SealingKeys>) -> NativeOutbox {
+    outbox_with(database, sealing, NEVER)
+}
+
+pub fn outbox_with(
+    database: &TestDatabase,
+    sealing: Arc<SealingKeys>,
+    circuits: CircuitPolicy,
+) -> NativeOutbox {
     let options = NativeOptions {
         lease: Duration::from_secs(60),
         horizon: Duration::from_secs(86_400),
         schemes: UrlSchemes::HttpsOnly,
         sealing,
+        circuits,
     };
     NativeOutbox::new(database.pool(), options)
 }

@@ -1,0 +1,215 @@
+//! Lanes and their circuits: one destination's trouble is nobody else's, and ends gently.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde_json::json;
+use taskbell::outbox::{CircuitPolicy, Claim, NativeOutbox, Outbox, Room, Settlement, Verdict};
+use taskbell::webhook::FailureReason;
+use tokio_postgres::Client;
+
+use super::support::TestDatabase;
+use super::support::daemon::outbox_with;
+
+const POLICY: CircuitPolicy =
+    CircuitPolicy { failures: 3, pause: Duration::from_secs(60), max_pause: Duration::from_secs(3600) };
+
+fn outbox(database: &TestDatabase) -> NativeOutbox {
+    outbox_with(database, std::sync::Arc::default(), POLICY)
+}
+
+/// Rows owed by an account at a host, without the detour over tasks.
+async fn owe(client: &Client, host: &str, account: &str, rows: i64) {
+    let sql = "
+        WITH task AS (SELECT format('%s.%s.%s', $1::text, $2::text, n) AS id FROM generate_series(1, $3::bigint) n),
+        registered AS (
+            INSERT INTO taskbell.registration (watch_id, task_id, account_id, task_type, url, operation_id, lane)
+            SELECT 1, id, $2, 'create_media_buy', 'https://' || $1 || '/', 'op', 'https://' || $1 || ':443' FROM task)
+        INSERT INTO taskbell.outbox (watch_id, task_id, account_id, task_type, from_state, to_state, lane, idempotency_key, document)
+        SELECT 1, id, $2, 'create_media_buy', 'working', 'completed', 'https://' || $1 || ':443', gen_random_uuid(), '{}' FROM task";
+    client.execute(sql, &[&host, &account, &rows]).await.unwrap();
+}
+
+async fn claim(outbox: &NativeOutbox, rows: usize) -> Vec<Claim> {
+    let room = Room { rows, per_lane: 8, in_flight: Vec::new(), retries: true };
+    outbox.claim(&room).await.unwrap().claims
+}
+
+async fn settle(outbox: &NativeOutbox, claims: &[Claim], verdict: Verdict, reason: Option<FailureReason>) {
+    let settlements: Vec<Settlement> = claims
+        .iter()
+        .map(|claim| Settlement { row: claim.row, lease: claim.lease, verdict, reason, attempt: None })
+        .collect();
+    assert!(outbox.settle(&settlements).await.unwrap().lost.is_empty());
+}
+
+async fn fail(outbox: &NativeOutbox, claims: &[Claim]) {
+    let verdict = Verdict::Release { after: Duration::ZERO };
+    settle(outbox, claims, verdict, Some(FailureReason::Timeout)).await;
+}
+
+async fn succeed(outbox: &NativeOutbox, claims: &[Claim]) {
+    settle(outbox, claims, Verdict::Acknowledge, None).await;
+}
+
+fn hosts(claims: &[Claim]) -> HashMap<String, usize> {
+    let mut hosts = HashMap::new();
+    for claim in claims {
+        *hosts.entry(claim.lane.0.replace("https://", "").replace(":443", "")).or_default() += 1;
+    }
+    hosts
+}
+
+/// What `taskbell lanes list` says of one lane: the circuit, its pauses, seconds until it may probe.
+async fn circuit(client: &Client, host: &str) -> Option<(bool, i32, f64, Option<i32>)> {
+    let sql = "SELECT closed_until IS NOT NULL, pauses, coalesce(extract(epoch FROM closed_until - now()), 0)::float8, recovered
+               FROM taskbell.circuit WHERE lane = 'https://' || $1 || ':443'";
+    let row = client.query_opt(sql, &[&host]).await.unwrap()?;
+    Some((row.get(0), row.get(1), row.get(2), row.get(3)))
+}
+
+async fn let_the_pause_pass(client: &Client) {
+    client
+        .batch_execute("UPDATE taskbell.circuit SET closed_until = now() WHERE closed_until IS NOT NULL")
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_lane_that_fails_is_left_alone_and_its_rows_burn_no_attempts() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    owe(&client, "dead.example", "a", 100).await;
+    owe(&client, "well.example", "a", 20).await;
+    let first = claim(&outbox, 16).await;
+    let (dead, well): (Vec<Claim>, Vec<Claim>) =
+        first.into_iter().partition(|claim| claim.lane.0.contains("dead"));
+    assert_eq!((dead.len(), well.len()), (8, 8));
+    fail(&outbox, &dead[..2]).await;
+    assert!(!circuit(&client, "dead.example").await.unwrap().0, "two failures close nothing");
+    fail(&outbox, &dead[2..]).await;
+    let (closed, pauses, seconds, _) = circuit(&client, "dead.example").await.unwrap();
+    assert!(closed && pauses == 1 && (40.0..80.0).contains(&seconds), "{seconds}");
+    succeed(&outbox, &well).await;
+    let next = claim(&outbox, 50).await;
+    assert_eq!(hosts(&next), [("well.example".to_owned(), 8)].into());
+    succeed(&outbox, &next).await;
+    succeed(&outbox, &claim(&outbox, 50).await).await;
+    assert!(claim(&outbox, 50).await.is_empty());
+    // Nothing is due before the pause is over, and whoever waits knows when.
+    let due = outbox.next_due().await.unwrap().unwrap();
+    assert!((30..=80).contains(&due.as_secs()), "{due:?}");
+    let attempted: i64 = client
+        .query_one("SELECT count(*) FROM taskbell.outbox WHERE attempt_count > 0", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(attempted, 8);
+}
+
+#[tokio::test]
+async fn one_daemon_probes_and_what_recovers_gets_more_room_step_by_step() {
+    let database = TestDatabase::migrated().await;
+    let (client, one, other) = (database.client().await, outbox(&database), outbox(&database));
+    owe(&client, "dead.example", "a", 100).await;
+    fail(&one, &claim(&one, 8).await).await;
+    let_the_pause_pass(&client).await;
+    let (mine, theirs) = tokio::join!(claim(&one, 50), claim(&other, 50));
+    let probe: Vec<Claim> = mine.into_iter().chain(theirs).collect();
+    assert_eq!(probe.len(), 1, "one probe for both");
+    assert!(claim(&other, 50).await.is_empty());
+    fail(&one, &probe).await;
+    let (closed, pauses, seconds, _) = circuit(&client, "dead.example").await.unwrap();
+    assert!(closed && pauses == 2 && (85.0..155.0).contains(&seconds), "twice as long: {seconds}");
+    let_the_pause_pass(&client).await;
+    let probe = claim(&other, 50).await;
+    succeed(&other, &probe).await;
+    let mut sizes = Vec::new();
+    while circuit(&client, "dead.example").await.is_some() {
+        let claims = claim(&one, 50).await;
+        sizes.push(claims.len());
+        succeed(&one, &claims).await;
+    }
+    assert_eq!(sizes, [2, 4, 8, 8, 8, 8], "and then it is like any other");
+    // A failure on the way back closes it again at once.
+    fail(&one, &claim(&one, 8).await).await;
+    let_the_pause_pass(&client).await;
+    succeed(&one, &claim(&one, 8).await).await;
+    fail(&one, &claim(&one, 1).await).await;
+    assert!(circuit(&client, "dead.example").await.unwrap().0);
+    let opened: i64 = client
+        .query_one("SELECT taskbell.open_circuits('https://dead.example:443')", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!((opened, claim(&one, 50).await.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn one_buyers_revoked_credential_does_not_close_the_receiver_for_others() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    owe(&client, "shared.example", "revoked", 20).await;
+    fail(&outbox, &claim(&outbox, 8).await).await;
+    owe(&client, "shared.example", "fine", 20).await;
+    let claims = claim(&outbox, 50).await;
+    assert_eq!(claims.len(), 8, "the destination's own limit counts for both");
+    assert!(claims.iter().all(|claim| claim.task_id.starts_with("shared.example.fine")));
+}
+
+#[tokio::test]
+async fn claims_go_round_hundreds_of_lanes() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    for n in 0..450 {
+        owe(&client, &format!("h{n:03}.example"), "a", 2).await;
+    }
+    owe(&client, "a-backlog.example", "a", 500).await;
+    let mut served: HashMap<String, usize> = HashMap::new();
+    let mut claims = 0;
+    while served.len() < 451 {
+        let found = claim(&outbox, 64).await;
+        assert!(!found.is_empty());
+        claims += 1;
+        for (host, n) in hosts(&found) {
+            *served.entry(host).or_default() += n;
+        }
+        succeed(&outbox, &found).await;
+    }
+    // 450 lanes of two rows and eight of the backlog's a round: fifteen claims of 64.
+    assert!(claims <= 16, "{claims}");
+    assert!(served["a-backlog.example"] <= 16, "{served:?}");
+}
+
+#[tokio::test]
+async fn slots_are_kept_for_rows_that_were_never_tried() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    owe(&client, "one.example", "a", 2).await;
+    let verdict = Verdict::Release { after: Duration::ZERO };
+    settle(&outbox, &claim(&outbox, 2).await, verdict, Some(FailureReason::ServerError)).await;
+    owe(&client, "two.example", "a", 2).await;
+    let room = Room { rows: 10, per_lane: 8, in_flight: Vec::new(), retries: false };
+    let claims = outbox.claim(&room).await.unwrap().claims;
+    assert_eq!(hosts(&claims), [("two.example".to_owned(), 2)].into());
+    assert_eq!(hosts(&claim(&outbox, 10).await), [("one.example".to_owned(), 2)].into());
+}
+
+#[tokio::test]
+async fn operators_see_the_lanes_and_open_them() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    owe(&client, "dead.example", "a", 10).await;
+    fail(&outbox, &claim(&outbox, 8).await).await;
+    let taskbell =
+        async |arguments: &[&str]| super::cli::run(super::cli::taskbell(Some(&database), arguments)).await;
+    let listed = taskbell(&["lanes", "list", "--json"]).await;
+    let lane: serde_json::Value = serde_json::from_str(listed.out.trim()).unwrap();
+    assert_eq!(lane["lane"], "https://dead.example:443");
+    assert_eq!(
+        (&lane["circuit"], &lane["owed"], &lane["last_reason"]),
+        (&json!("closed"), &json!(10), &json!("timeout"))
+    );
+    assert_eq!(taskbell(&["lanes", "open", "https://dead.example:443"]).await.out, "1 circuits opened\n");
+    assert!(taskbell(&["lanes", "list"]).await.out.contains("recovering"));
+}
