@@ -31,29 +31,31 @@ WITH RECURSIVE walk AS (
     SELECT w.lane, w.account_id, w.n, probe.lane IS NOT NULL AS probing,
            CASE WHEN probe.lane IS NOT NULL THEN least(1, $2::bigint - coalesce(busy.n, 0))
                 WHEN c.recovered IS NOT NULL THEN least(c.recovered + 1, $2::bigint) - coalesce(busy.n, 0)
-                ELSE $2::bigint - coalesce(busy.n, 0) END AS room
+                ELSE $2::bigint - coalesce(busy.n, 0) END AS room,
+           $2::bigint - coalesce(busy.n, 0) AS lane_room
     FROM walk w
     LEFT JOIN unnest($3::text[], $4::bigint[]) AS busy(lane, n) USING (lane)
     LEFT JOIN taskbell.circuit c USING (lane, account_id)
     LEFT JOIN probe USING (lane, account_id)
     WHERE c.closed_until IS NULL OR probe.lane IS NOT NULL
 ), due AS (
-    SELECT row.id, row.lane, running.account_id, running.n, running.probing,
-           row_number() OVER (PARTITION BY row.lane ORDER BY running.n) AS place,
-           $2::bigint - coalesce(busy.n, 0) AS lane_room
-    FROM running
-    LEFT JOIN unnest($3::text[], $4::bigint[]) AS busy(lane, n) USING (lane)
-    CROSS JOIN LATERAL (
-        SELECT o.id, o.lane FROM taskbell.outbox o
-        WHERE running.room > 0
-          AND o.lane = running.lane AND o.account_id = running.account_id
-          AND o.state IN ('pending', 'in_flight') AND o.available_at <= now()
-          AND (o.retry_until IS NULL OR o.retry_until > now())
-          AND ($11::boolean OR o.attempt_count = 0 OR running.probing)
-        ORDER BY o.available_at, o.id
-        LIMIT greatest(running.room, 0) FOR UPDATE SKIP LOCKED
-    ) row
-    LIMIT $1::bigint
+    -- Several accounts share a destination and its limit.
+    SELECT taken.*, row_number() OVER (PARTITION BY lane ORDER BY n) AS place
+    FROM (
+        SELECT row.id, row.lane, running.account_id, running.n, running.probing, running.lane_room
+        FROM running
+        CROSS JOIN LATERAL (
+            SELECT o.id, o.lane FROM taskbell.outbox o
+            WHERE running.room > 0
+              AND o.lane = running.lane AND o.account_id = running.account_id
+              AND o.state IN ('pending', 'in_flight') AND o.available_at <= now()
+              AND (o.retry_until IS NULL OR o.retry_until > now())
+              AND ($11::boolean OR o.attempt_count = 0 OR running.probing)
+            ORDER BY o.available_at, o.id
+            LIMIT greatest(running.room, 0) FOR UPDATE SKIP LOCKED
+        ) row
+        LIMIT $1::bigint
+    ) taken
 ), probed AS (
     -- Nobody else probes before this one's lease is over.
     UPDATE taskbell.circuit c SET probing = true, closed_until = now() + $6::float8 * interval '1 second'
