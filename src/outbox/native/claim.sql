@@ -43,7 +43,7 @@ WITH RECURSIVE walk AS (
     SELECT taken.*, row_number() OVER (PARTITION BY lane ORDER BY n) AS place
     FROM (
         SELECT row.id, row.lane, running.account_id, running.n, running.probing, running.lane_room
-        FROM running
+        FROM (SELECT * FROM running ORDER BY n) running
         CROSS JOIN LATERAL (
             SELECT o.id, o.lane FROM taskbell.outbox o
             WHERE running.room > 0
