@@ -60,11 +60,55 @@ BEGIN
                          'Say past_horizon to send it all the same.';
     END IF;
     UPDATE taskbell.outbox o
-    SET state = 'pending', available_at = now(), attempt_count = CASE WHEN past_horizon THEN 0 ELSE o.attempt_count END,
+    SET state = 'pending', available_at = now(),
         first_attempt_at = CASE WHEN past_horizon THEN NULL ELSE o.first_attempt_at END,
         retry_until = CASE WHEN past_horizon THEN NULL ELSE o.retry_until END
     WHERE o.id = delivery_id;
     PERFORM taskbell.ring();
+END $$;
+
+-- The dead letters that match, to be sent again: each with its key and its body, spread over time
+-- so that whoever recovers is not run over. What is past its horizon is left out unless it is said
+-- otherwise. A dry run only shows them.
+CREATE FUNCTION taskbell.retry_deliveries(
+    lane         text DEFAULT NULL,
+    task_type    text DEFAULT NULL,
+    reason       text DEFAULT NULL,
+    account_id   text DEFAULT NULL,
+    older_than   interval DEFAULT NULL,
+    per_second   double precision DEFAULT 50,
+    past_horizon boolean DEFAULT false,
+    dry_run      boolean DEFAULT true
+) RETURNS TABLE (delivery_id bigint, task_id text, task_state text, lane_name text, last_reason text,
+                 next_attempt_at timestamptz)
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    dead record;
+    n    bigint := 0;
+BEGIN
+    IF per_second IS NULL OR per_second <= 0 THEN
+        RAISE EXCEPTION 'taskbell.retry_deliveries: per_second must be above 0' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    FOR dead IN
+        SELECT o.* FROM taskbell.outbox o
+        WHERE o.state IN ('expired', 'invalid') AND o.lane IS NOT NULL
+          AND ($1 IS NULL OR o.lane = $1) AND ($2 IS NULL OR o.task_type = $2)
+          AND ($3 IS NULL OR o.last_reason = $3) AND ($4 IS NULL OR o.account_id = $4)
+          AND ($5 IS NULL OR o.occurred_at < now() - $5)
+          AND ($7 OR o.retry_until IS NULL OR o.retry_until > now())
+        ORDER BY o.id FOR UPDATE SKIP LOCKED
+    LOOP
+        delivery_id := dead.id; task_id := dead.task_id; task_state := dead.to_state;
+        lane_name := dead.lane; last_reason := dead.last_reason;
+        next_attempt_at := now() + n / $6 * interval '1 second';
+        n := n + 1;
+        IF NOT $8 THEN
+            PERFORM taskbell.retry_delivery(dead.id, $7);
+            UPDATE taskbell.outbox o SET available_at = next_attempt_at WHERE o.id = dead.id;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
 END $$;
 
 -- Gives a webhook up: it leaves the outbox for the journal, and if it told of the end of the
@@ -109,6 +153,7 @@ END $$;
 
 REVOKE ALL ON ALL TABLES IN SCHEMA taskbell FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION taskbell.retry_delivery(bigint, boolean), taskbell.cancel_delivery(bigint),
+    taskbell.retry_deliveries(text, text, text, text, interval, double precision, boolean, boolean),
     taskbell.open_circuits(text, text) FROM PUBLIC;
 
 INSERT INTO taskbell.schema_version (version, name) VALUES (4, 'operators');

@@ -164,6 +164,9 @@ pub struct Claim {
     pub horizon: Duration,
     /// How long the webhook has been owed, by the database's clock.
     pub owed_for: Duration,
+    /// Whether it is claimed for the first time ever; an attempt that was given back is not counted,
+    /// and so attempts can be numbered 1 more than once.
+    pub is_new: bool,
     /// What to send, or what the attempt comes to without sending anything.
     pub prepared: Result<Prepared, Outcome>,
 }

@@ -278,7 +278,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             let _ = self.outbox.ring().await;
         }
         for claim in claimed.claims {
-            if claim.attempt == 1 {
+            if claim.is_new {
                 histogram!(names::DELIVERY_LAG).record(claim.owed_for);
             }
             match &claim.prepared {

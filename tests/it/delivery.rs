@@ -273,3 +273,32 @@ async fn each_transition_is_handed_out_once_with_the_one_before_it() {
     assert_eq!(third[0].previous, Some(("working".to_owned(), second[0].at)));
     assert_eq!(json!(third[0].to), "completed");
 }
+
+#[tokio::test]
+async fn a_row_that_was_given_back_is_not_observed_again() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    issue(&client, "task_a", Some("https://b.example/")).await;
+    complete(&client, "task_a").await;
+    let claimed = outbox.claim(&room(1)).await.unwrap();
+    assert_eq!(claimed.transitions.len(), 2, "its insert and its end");
+    let settle = |claim: &taskbell::outbox::Claim, verdict, reason| Settlement {
+        row: claim.row,
+        lease: claim.lease,
+        verdict,
+        reason,
+        attempt: None,
+    };
+    let back = Verdict::Unclaim { after: Duration::ZERO };
+    outbox.settle(&[settle(&claimed.claims[0], back, None)]).await.unwrap();
+    let again = outbox.claim(&room(1)).await.unwrap();
+    assert_eq!((again.claims[0].attempt, again.claims[0].is_new, again.transitions.len()), (1, false, 0));
+    let dead = settle(&again.claims[0], Verdict::DeadLetter, Some(FailureReason::Gone));
+    outbox.settle(&[dead]).await.unwrap();
+    client
+        .query_one("SELECT taskbell.retry_delivery($1, true)::text", &[&again.claims[0].row.id])
+        .await
+        .unwrap();
+    let retried = outbox.claim(&room(1)).await.unwrap();
+    assert_eq!((retried.claims[0].attempt, retried.transitions.len()), (2, 0));
+}

@@ -213,3 +213,34 @@ async fn operators_see_the_lanes_and_open_them() {
     assert_eq!(taskbell(&["lanes", "open", "https://dead.example:443"]).await.out, "1 circuits opened\n");
     assert!(taskbell(&["lanes", "list"]).await.out.contains("recovering"));
 }
+
+#[tokio::test]
+async fn dead_letters_are_sent_again_by_what_they_have_in_common_and_not_all_at_once() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    owe(&client, "one.example", "a", 4).await;
+    owe(&client, "two.example", "b", 4).await;
+    let (one, two): (Vec<Claim>, Vec<Claim>) =
+        claim(&outbox, 50).await.into_iter().partition(|claim| claim.lane.0.contains("one"));
+    settle(&outbox, &one, Verdict::DeadLetter, Some(FailureReason::SignatureRefused)).await;
+    settle(&outbox, &two, Verdict::DeadLetter, Some(FailureReason::Gone)).await;
+    let taskbell = async |arguments: &[&str]| {
+        let said = super::cli::run(super::cli::taskbell(
+            Some(&database),
+            &[&["deliveries", "retry"], arguments].concat(),
+        ))
+        .await;
+        assert_eq!(said.code, 0, "{said:?}");
+        said.out
+    };
+    assert!(taskbell(&["--all", "--dry-run"]).await.ends_with("8 webhooks would be sent again\n"));
+    assert!(claim(&outbox, 50).await.is_empty(), "a dry run changes nothing");
+    assert!(taskbell(&["--older-than", "1h"]).await.ends_with("0 webhooks are sent again\n"));
+    assert!(taskbell(&["--reason", "gone", "--account", "a"]).await.ends_with("0 webhooks are sent again\n"));
+    let said = taskbell(&["--lane", "https://one.example:443", "--rate", "0.01"]).await;
+    assert!(said.ends_with("4 webhooks are sent again\n"), "{said}");
+    let due = claim(&outbox, 50).await;
+    assert_eq!(hosts(&due), [("one.example".to_owned(), 1)].into(), "one every hundred seconds");
+    assert_eq!(due[0].attempt, 2);
+    assert!(taskbell(&["--reason", "gone"]).await.ends_with("4 webhooks are sent again\n"));
+}

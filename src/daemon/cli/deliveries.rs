@@ -1,10 +1,12 @@
 //! `deliveries list|show|retry|cancel`: what operators may do, through the schema's own functions.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use anyhow::bail;
-use clap::{Subcommand, value_parser};
+use clap::{Args, Subcommand, value_parser};
 use serde_json::Value;
+use tokio_postgres::Client;
 
 use super::{ROWS, cell, print_rows};
 use crate::daemon::config::Config;
@@ -35,14 +37,8 @@ pub(super) enum Deliveries {
         #[arg(long)]
         json: bool,
     },
-    /// Sends a dead letter again, with its key and its body.
-    Retry {
-        /// The delivery id.
-        id: i64,
-        /// Send it although the buyer may have forgotten its key.
-        #[arg(long)]
-        past_horizon: bool,
-    },
+    /// Sends dead letters again, each with its key and its body: one, or all that match.
+    Retry(Retry),
     /// Gives a webhook up for good.
     Cancel {
         /// The delivery id.
@@ -104,15 +100,83 @@ impl Deliveries {
                     )?;
                 }
             }
-            Self::Retry { id, past_horizon } => {
-                client.query_one(RETRY, &[&id, &past_horizon]).await.map_err(said)?;
-                println!("delivery {id} is due now");
-            }
+            Self::Retry(retry) => retry.run(&client).await?,
             Self::Cancel { id } => {
                 client.query_one(CANCEL, &[&id]).await.map_err(said)?;
                 println!("delivery {id} is cancelled");
             }
         }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Retry {
+    /// The delivery id; without one, all that match what follows.
+    #[arg(required_unless_present_any = ["all", "lane", "task_type", "reason", "account", "older_than"])]
+    id: Option<i64>,
+    /// Every dead letter.
+    #[arg(long, conflicts_with = "id")]
+    all: bool,
+    /// Only of this destination, as `lanes list` shows it.
+    #[arg(long, conflicts_with = "id")]
+    lane: Option<String>,
+    /// Only for tasks of this type.
+    #[arg(long = "type", conflicts_with = "id")]
+    task_type: Option<String>,
+    /// Only those given up for this reason.
+    #[arg(long, conflicts_with = "id")]
+    reason: Option<String>,
+    /// Only of this account.
+    #[arg(long, conflicts_with = "id")]
+    account: Option<String>,
+    /// Only for tasks that ended at least so long ago.
+    #[arg(long, conflicts_with = "id", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// How many a second.
+    #[arg(long, default_value_t = 50.0)]
+    rate: f64,
+    /// Only show them.
+    #[arg(long, conflicts_with = "id")]
+    dry_run: bool,
+    /// Send them although their buyers may have forgotten the keys.
+    #[arg(long)]
+    past_horizon: bool,
+}
+
+impl Retry {
+    async fn run(&self, client: &Client) -> anyhow::Result<()> {
+        let said = |error: tokio_postgres::Error| anyhow::anyhow!(explain(&error));
+        if let Some(id) = self.id {
+            client.query_one(RETRY, &[&id, &self.past_horizon]).await.map_err(said)?;
+            println!("delivery {id} is due now");
+            return Ok(());
+        }
+        let older_than = self.older_than.map(|age| age.as_secs_f64());
+        let rows = client
+            .query(
+                RETRY_ALL,
+                &[
+                    &self.lane,
+                    &self.task_type,
+                    &self.reason,
+                    &self.account,
+                    &older_than,
+                    &self.rate,
+                    &self.past_horizon,
+                    &self.dry_run,
+                ],
+            )
+            .await
+            .map_err(said)?;
+        let rows: Vec<Value> = rows.iter().map(|row| row.get(0)).collect();
+        print_rows(
+            &rows,
+            &["delivery_id", "task_id", "task_state", "lane_name", "last_reason", "next_attempt_at"],
+            false,
+        )?;
+        let word = if self.dry_run { "would be" } else { "are" };
+        println!("{} webhooks {word} sent again", rows.len());
         Ok(())
     }
 }
@@ -129,6 +193,7 @@ const SDK_TABLE: &str = "adcp_task_webhook_outbox";
 /// Whatever it is.
 const NOBODY: Option<&str> = None;
 const RETRY: &str = "SELECT taskbell.retry_delivery($1, $2)::text";
+const RETRY_ALL: &str = "SELECT to_jsonb(d) FROM taskbell.retry_deliveries($1, $2, $3, $4, $5 * interval '1 second', $6, $7, $8) d";
 const CANCEL: &str = "SELECT taskbell.cancel_delivery($1)::text";
 const LIST_COLUMNS: [&str; 9] = [
     "source",

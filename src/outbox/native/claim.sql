@@ -42,10 +42,10 @@ WITH RECURSIVE walk AS (
     -- Several accounts share a destination and its limit.
     SELECT taken.*, row_number() OVER (PARTITION BY lane ORDER BY n) AS place
     FROM (
-        SELECT row.id, row.lane, running.account_id, running.n, running.probing, running.lane_room
+        SELECT row.id, row.lane, row.observed, running.account_id, running.n, running.probing, running.lane_room
         FROM (SELECT * FROM running ORDER BY n) running
         CROSS JOIN LATERAL (
-            SELECT o.id, o.lane FROM taskbell.outbox o
+            SELECT o.id, o.lane, o.observed FROM taskbell.outbox o
             WHERE running.room > 0
               AND o.lane = running.lane AND o.account_id = running.account_id
               AND o.state IN ('pending', 'in_flight') AND o.available_at <= now()
@@ -62,12 +62,12 @@ WITH RECURSIVE walk AS (
     FROM due WHERE due.probing AND c.lane = due.lane AND c.account_id = due.account_id
 ), claimed AS (
     UPDATE taskbell.outbox o
-    SET state = 'in_flight', lease_token = $5, attempt_count = o.attempt_count + 1,
+    SET state = 'in_flight', lease_token = $5, observed = true, attempt_count = o.attempt_count + 1,
         available_at = now() + $6::float8 * interval '1 second',
         first_attempt_at = coalesce(o.first_attempt_at, now()),
         retry_until = coalesce(o.retry_until, now() + $7::float8 * interval '1 second')
     FROM due WHERE o.id = due.id AND due.place <= due.lane_room
-    RETURNING o.*
+    RETURNING o.*, due.observed AS seen
 )
 SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occurred_at, c.task_created_at,
        before.to_state, before.occurred_at,
@@ -85,7 +85,7 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
            OR EXISTS (SELECT FROM taskbell.transition t WHERE t.task_id = c.task_id AND t.watch_id = c.watch_id
                       AND t.outbox_id > c.id AND t.delivery IS NOT NULL)
        ),
-       visited.all, visited.lane, visited.account_id
+       visited.all, visited.lane, visited.account_id, NOT c.seen
 FROM (
     -- How far the walk came: to the lane that took the last of the room, or to its end.
     SELECT NOT full_up AND (SELECT count(*) FROM walk) < $10::bigint AS all, w.lane, w.account_id
@@ -96,7 +96,7 @@ LEFT JOIN claimed c ON true
 LEFT JOIN taskbell.registration r ON r.watch_id = c.watch_id AND r.task_id = c.task_id
 LEFT JOIN LATERAL (
     SELECT t.to_state, t.occurred_at FROM taskbell.transition t
-    WHERE c.attempt_count = 1 AND t.task_id = c.task_id AND t.watch_id = c.watch_id
+    WHERE NOT c.seen AND t.task_id = c.task_id AND t.watch_id = c.watch_id
     ORDER BY t.occurred_at DESC LIMIT 1
 ) before ON true
 ORDER BY c.id

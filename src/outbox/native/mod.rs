@@ -216,6 +216,7 @@ impl NativeOutbox {
             since_first: seconds(13),
             horizon: seconds(14),
             owed_for: seconds(15),
+            is_new: row.get(UNSEEN),
             prepared: self.preparer.prepare(row),
         }
     }
@@ -224,9 +225,9 @@ impl NativeOutbox {
 impl Outbox for NativeOutbox {
     async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
         let (transitions, claims, token) = self.rows(room).await?;
-        let first_attempts = claims.iter().filter(|row| row.get::<_, i32>(12) == 1);
+        let unseen = claims.iter().filter(|row| row.get(UNSEEN));
         Ok(Claimed {
-            transitions: transitions.iter().chain(first_attempts).map(transition).collect(),
+            transitions: transitions.iter().chain(unseen).map(transition).collect(),
             claims: claims.iter().map(|row| self.claim_of(row, token)).collect(),
         })
     }
@@ -334,3 +335,5 @@ const EXPIRE_ROWS: i64 = 1000;
 const LANES_AT_A_TIME: i64 = 200;
 /// The column that says whether a walk came to the last lane; where it ended follows.
 const VISITED_ALL: usize = 30;
+/// The column that says whether a row's transition has not been handed out before.
+const UNSEEN: usize = 33;

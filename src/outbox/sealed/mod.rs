@@ -78,6 +78,7 @@ impl SealedOutbox {
             since_first: seconds(13),
             horizon: seconds(14),
             owed_for: seconds(15),
+            is_new: row.get::<_, i32>(11) == 1,
             prepared: self.preparer.prepare(row),
         }
     }
