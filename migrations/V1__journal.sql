@@ -183,6 +183,14 @@ CREATE FUNCTION taskbell.heal_circuits(lanes text[], accounts text[]) RETURNS vo
       AND NOT ((c.closed_until IS NULL AND c.recovered IS NULL) OR coalesce(c.recovered, 0) + ok.n >= 32)
 $$;
 
+-- Open tasks past the limit of their type that a log line was written for.
+CREATE TABLE taskbell.overdue (
+    watch_id   smallint NOT NULL,
+    task_id    text COLLATE "C" NOT NULL,
+    noticed_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (watch_id, task_id)
+);
+
 -- The journal: every state change, with the database's clock; for a delivered webhook, how.
 CREATE TABLE taskbell.transition (
     outbox_id        bigint NOT NULL,

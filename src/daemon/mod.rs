@@ -11,6 +11,7 @@ pub mod run;
 pub mod keys;
 mod published;
 mod sealer;
+mod overdue;
 pub mod sources;
 mod reporter;
 mod admin;

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::admin::{self, Admin};
 use super::config::Config;
 use super::database::{Connector, tls_config};
+use super::overdue::Overdue;
 use super::reporter::Reporter;
 use super::{keys, sealer, sources};
 use crate::listener::{Doorbell, Listener};
@@ -63,6 +64,12 @@ pub async fn run(
         tasks.spawn(keys::follow(config.signing.clone(), signer.clone(), services.clone()));
     }
     tasks.spawn(sealer::run(pool.clone(), sealing, services.clone()));
+    let overdue = Overdue {
+        pool: pool.clone(),
+        metrics: config.metrics.clone(),
+        fail_after: config.fail_after.clone(),
+    };
+    tasks.spawn(overdue.run(services.clone()));
     let reporter = Reporter {
         pool,
         outbox: outbox.clone(),

@@ -136,3 +136,49 @@ async fn a_wrong_configuration_is_refused_with_every_fault_by_name() {
         assert!(said.contains(key), "{key}: {said}");
     }
 }
+
+#[tokio::test]
+async fn tasks_that_nobody_decides_are_named_once_and_failed_where_the_policy_says_so() {
+    let database = TestDatabase::migrated().await;
+    let client = database.client().await;
+    for id in ["task_late", "task_very_late", "task_new"] {
+        issue(&client, id, None).await;
+    }
+    client
+        .batch_execute(
+            "UPDATE decisioning_tasks SET created_at = created_at - 7200 WHERE task_id = 'task_late';
+             UPDATE decisioning_tasks SET created_at = created_at - 86400 WHERE task_id = 'task_very_late'",
+        )
+        .await
+        .unwrap();
+    let environment = [
+        ("TASKBELL_METRICS__SLA__CREATE_MEDIA_BUY", "1h"),
+        ("TASKBELL_TASKS__FAIL_AFTER__CREATE_MEDIA_BUY", "12h"),
+    ];
+    let daemon = Running::start(&database, &environment).await;
+    let failed = eventually("the failed task", async || {
+        let sql = "SELECT error FROM decisioning_tasks WHERE task_id = 'task_very_late' AND state = 'failed'";
+        client.query_opt(sql, &[]).await.unwrap().map(|row| row.get::<_, Value>(0))
+    })
+    .await;
+    assert_eq!(failed["code"], "TASK_TIMEOUT");
+    assert!(failed["message"].as_str().unwrap().contains("12h"));
+    eventually("a line about the late one", async || {
+        (daemon.log().matches("\"task.id\":\"task_late\"").count() == 1).then_some(())
+    })
+    .await;
+    assert!(daemon.stop().success());
+    // Another process says nothing new of it.
+    let again = Running::start(&database, &environment).await;
+    eventually("a few looks", async || {
+        again
+            .get("/metrics")
+            .await
+            .1
+            .contains("taskbell_tasks_over_sla{task_type=\"create_media_buy\"} 1")
+            .then_some(())
+    })
+    .await;
+    assert!(!again.log().contains("task_late") && !again.log().contains("task_new"));
+    assert!(again.stop().success());
+}

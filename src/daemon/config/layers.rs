@@ -134,7 +134,7 @@ enum Kind {
 impl Kind {
     /// The kind of the reference's value; why not, for a key that it does not have.
     fn of(reference: &Value, key: &str) -> Result<Self, String> {
-        if key.strip_prefix("metrics.sla.").is_some_and(|task_type| !task_type.is_empty()) {
+        if BY_TYPE.iter().any(|section| key.strip_prefix(section).is_some_and(|name| !name.is_empty())) {
             return Ok(Self::Text);
         }
         Ok(match section(reference, &of_scope(key)) {
@@ -214,6 +214,8 @@ fn of_scope(key: &str) -> Cow<'_, str> {
     }
 }
 
+/// Sections whose keys are task types.
+const BY_TYPE: [&str; 2] = ["metrics.sla.", "tasks.fail_after."];
 /// The section whose subsections operators name.
 const SCOPES: &str = "signing.scopes";
 

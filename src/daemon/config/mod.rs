@@ -94,6 +94,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Metrics.
     pub metrics: Metrics,
+    /// By task type, after how long an open task is failed.
+    pub fail_after: BTreeMap<String, Duration>,
     /// How long the journal is kept.
     pub keep: Duration,
     /// Logs.

@@ -31,7 +31,7 @@ macro_rules! sections {
 sections! {
     Raw {
         database: RawDatabase, worker: RawWorker, retry: RawRetry, lanes: RawLanes, signing: RawSigning, sealing: RawSealing, sources: RawSources, legacy: RawLegacy,
-        guard: RawGuard, http: RawHttp, admin: RawAdmin, metrics: RawMetrics, retention: RawRetention,
+        guard: RawGuard, http: RawHttp, admin: RawAdmin, metrics: RawMetrics, tasks: RawTasks, retention: RawRetention,
         log: RawLog,
     }
     RawDatabase { url: SecretString, url_file: PathBuf, max_connections: u64, statement_timeout: String, ca_file: PathBuf }
@@ -50,6 +50,7 @@ sections! {
     RawHttp { ca_file: PathBuf, user_agent: String }
     RawAdmin { listen: String }
     RawMetrics { refresh: String, task_types: Vec<String>, task_buckets: Vec<f64>, sla: BTreeMap<String, String> }
+    RawTasks { fail_after: BTreeMap<String, String> }
     RawRetention { keep: String }
     RawLog { format: String, filter: String }
 }
@@ -117,6 +118,7 @@ impl Raw {
         );
         let admin = self.admin.listen.parse().ok();
         check.refuse(admin.is_none(), "admin.listen", "must be an address and a port, like 127.0.0.1:9464");
+        let fail_after = check.by_type("tasks.fail_after", &self.tasks.fail_after, &self.metrics.task_types);
         let metrics = self.metrics.check(&mut check);
         let keep = check.time("retention.keep", &self.retention.keep, DAY..=DAY * 3650);
         let log = self.log.check(&mut check);
@@ -146,6 +148,7 @@ impl Raw {
             user_agent: self.http.user_agent,
             admin: admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))),
             metrics,
+            fail_after,
             keep: keep.unwrap_or_default(),
             log,
         }
@@ -278,14 +281,7 @@ impl RawMetrics {
             "metrics.task_buckets",
             "must be seconds above 0, each more than the one before",
         );
-        let sla = self.sla.iter().filter_map(|(name, text)| {
-            let key = format!("metrics.sla.{name}");
-            let known = TaskType::parse(name.as_str()).is_ok_and(|kind| kind.is_known())
-                || self.task_types.contains(name);
-            check.refuse(!known, &key, "is no AdCP task type; add it to metrics.task_types if it is yours");
-            Some((name.clone(), check.time(&key, text, SECOND..=DAY * 3650)?))
-        });
-        let sla = sla.collect();
+        let sla = check.by_type("metrics.sla", &self.sla, &self.task_types);
         Metrics {
             refresh: refresh.unwrap_or_default(),
             task_types: self.task_types,
@@ -384,6 +380,23 @@ impl Check<'_> {
             _ => {}
         }
         inside
+    }
+
+    /// A duration for each of some task types.
+    fn by_type(
+        &mut self,
+        section: &str,
+        typed: &BTreeMap<String, String>,
+        task_types: &[String],
+    ) -> BTreeMap<String, Duration> {
+        let limits = typed.iter().filter_map(|(name, text)| {
+            let key = format!("{section}.{name}");
+            let known =
+                TaskType::parse(name.as_str()).is_ok_and(|kind| kind.is_known()) || task_types.contains(name);
+            self.refuse(!known, &key, "is no AdCP task type; add it to metrics.task_types if it is yours");
+            Some((name.clone(), self.time(&key, text, SECOND..=DAY * 3650)?))
+        });
+        limits.collect()
     }
 
     fn files(&mut self, key: &str, files: &[PathBuf]) {

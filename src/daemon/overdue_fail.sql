@@ -1,0 +1,8 @@
+-- Open tasks of our own table that have been open past the limit after which they are failed.
+-- $1 types, $2 seconds, $3 rows at most
+SELECT t.task_id, t.task_type, l.seconds
+FROM decisioning_tasks t
+JOIN unnest($1::text[], $2::float8[]) AS l(task_type, seconds) ON l.task_type = t.task_type
+WHERE t.state NOT IN ('completed', 'failed')
+  AND t.created_at BETWEEN 0 AND 253402300799 AND to_timestamp(t.created_at) < now() - l.seconds * interval '1 second'
+ORDER BY t.created_at LIMIT $3
