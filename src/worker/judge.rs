@@ -203,4 +203,30 @@ mod tests {
         }
         assert!((13..=18).contains(&attempt), "{attempt}");
     }
+
+    #[test]
+    fn rows_of_the_sdk_have_the_verdicts_and_delays_of_its_worker() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/vectors/sdk-verdicts.json")).unwrap();
+        let sealed = |attempt, chance| Facts { source: Source::Sealed, attempt, ..first(chance) };
+        let policy = RetryPolicy::default();
+        for case in vectors["http"].as_array().unwrap() {
+            let status = u16::try_from(case["status"].as_u64().unwrap()).unwrap();
+            let settle = match policy.judge(&answered(status), sealed(1, 0.5)) {
+                Verdict::Acknowledge => "ack",
+                Verdict::Release { .. } => "release",
+                _ => "quarantine",
+            };
+            assert_eq!(settle, case["settle"], "{status}");
+        }
+        for case in vectors["backoff"].as_array().unwrap() {
+            let attempt = u32::try_from(case["attempt"].as_u64().unwrap()).unwrap();
+            // Without jitter the factor is 1, which chance comes close to.
+            let Verdict::Release { after } = policy.judge(&answered(503), sealed(attempt, 1.0)) else {
+                panic!("{case}")
+            };
+            assert_eq!(Some(after.as_secs_f64()), case["delay_seconds"].as_f64(), "{case}");
+        }
+        assert_eq!(policy.judge(&Outcome::AnswerRefused, sealed(1, 0.0)), Verdict::DeadLetter);
+    }
 }

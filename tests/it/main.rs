@@ -25,6 +25,7 @@ mod registry_conformance;
 mod schema;
 mod keys;
 mod lanes;
+mod sealed;
 mod sealing;
 mod sending;
 mod states;

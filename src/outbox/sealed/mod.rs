@@ -240,3 +240,32 @@ const EXPIRE_ROWS: i64 = 1000;
 /// The SDK's words for a row that fails its authenticated binding.
 const NOT_BOUND: &str =
     "stored webhook envelope failed authenticated binding verification; row quarantined without delivery";
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_for_a_status_is_what_the_sdk_writes() {
+        let vectors: Value =
+            serde_json::from_str(include_str!("../../../tests/vectors/sdk-verdicts.json")).unwrap();
+        let cases = vectors["http"].as_array().unwrap();
+        assert!(cases.len() > 20);
+        for case in cases {
+            let verdict = match case["settle"].as_str().unwrap() {
+                "ack" => Verdict::Acknowledge,
+                "release" => Verdict::Release { after: Duration::ZERO },
+                _ => Verdict::DeadLetter,
+            };
+            let status = u16::try_from(case["status"].as_u64().unwrap()).unwrap();
+            let reason = FailureReason::of_status(status);
+            assert_eq!(
+                last_error(verdict, Some(status), reason).as_deref(),
+                case["last_error"].as_str(),
+                "{case}"
+            );
+        }
+    }
+}

@@ -7,7 +7,7 @@ use serde_json::Value;
 use taskbell::daemon::database::tls_config;
 use taskbell::listener::{Doorbell, Listener};
 use taskbell::metrics::TaskTypes;
-use taskbell::outbox::{CircuitPolicy, NativeOptions, NativeOutbox};
+use taskbell::outbox::{CircuitPolicy, NativeOptions, NativeOutbox, Outboxes, SealedOutbox};
 use taskbell::task::{SealingKeys, UrlSchemes};
 use taskbell::webhook::verify::{Arrived, ReplayWindow, Revocation, Verifier, VerifyingKeys};
 use taskbell::webhook::{
@@ -37,6 +37,7 @@ pub struct Tuning {
     pub keys: KeySets,
     pub legacy: LegacyModes,
     pub circuits: CircuitPolicy,
+    pub sealed: Option<SealedOutbox>,
 }
 
 struct TestWorld;
@@ -67,6 +68,7 @@ impl Daemon {
             keys: ring("test-key").into(),
             legacy: LegacyModes { bearer: true, hmac: false },
             circuits: NEVER,
+            sealed: None,
         };
         tune(&mut tuning);
         let sender = Sender::new(
@@ -83,7 +85,8 @@ impl Daemon {
         tasks.spawn(listener.run(services.clone()));
         let (doorbell, porter) = Doorbell::new(handle, services.clone());
         tasks.spawn(porter);
-        let outbox = Arc::new(outbox_with(database, tuning.sealing, tuning.circuits));
+        let native = outbox_with(database, tuning.sealing, tuning.circuits);
+        let outbox = Arc::new(Outboxes::new(native, tuning.sealed));
         let worker =
             Worker::new(outbox, Arc::new(TestWorld), sender, signer.clone(), doorbell, wakes, tuning.worker);
         let worker = tokio::spawn(worker.run(stop.clone()));
