@@ -35,6 +35,18 @@ BEGIN
                      'with the end should say WHERE state NOT IN (''completed'', ''failed'').';
 END $$;
 
+-- The condition that a task of a watched table is open, as SQL: what the index of open tasks has for
+-- its predicate and what gauges ask. An enum is compared with those of its labels that are ours.
+CREATE FUNCTION taskbell.open_condition(task_table regclass, state_column name) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(format('%I IN (%s)', state_column, string_agg(quote_literal(s.state), ', ')), 'false')
+    FROM pg_attribute a
+    JOIN pg_type t ON t.oid = a.atttypid
+    CROSS JOIN unnest(ARRAY['submitted', 'working', 'input-required', 'auth-required']) AS s(state)
+    WHERE a.attrelid = task_table AND a.attname = state_column
+      AND (t.typtype <> 'e' OR EXISTS (SELECT FROM pg_enum e WHERE e.enumtypid = t.oid AND e.enumlabel = s.state))
+$$;
+
 -- Puts our triggers on a task table. Running it again brings them up to date; it takes the
 -- table's lock (SHARE ROW EXCLUSIVE, for the moment of creating a trigger) only if one is missing.
 CREATE FUNCTION taskbell.watch(
@@ -251,7 +263,7 @@ BEGIN
 END $$;
 
 REVOKE EXECUTE ON FUNCTION
-    taskbell.ring(), taskbell.ring_for_rows(), taskbell.refuse_terminal_change(), taskbell.create_task_table(text),
+    taskbell.ring(), taskbell.ring_for_rows(), taskbell.open_condition(regclass, name), taskbell.refuse_terminal_change(), taskbell.create_task_table(text),
     taskbell.watch(regclass, text, name, name, name, name, name, name, name, name, name, boolean),
     taskbell.unwatch(regclass)
 FROM PUBLIC;

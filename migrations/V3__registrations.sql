@@ -150,10 +150,17 @@ BEGIN
         granted := has_table_privilege(session_user, watched.relation, 'INSERT');
         denied := denied OR NOT granted;
         CONTINUE WHEN NOT granted;
-        EXECUTE format('SELECT true, %I, %I, %s::text FROM %s WHERE %I = $1 FOR NO KEY UPDATE',
-                       watched.state_column, watched.type_column,
-                       coalesce(quote_ident(watched.account_column), 'NULL'), watched.relation, watched.id_column)
-            INTO here, task_state, kind, account USING id;
+        here := NULL;
+        BEGIN
+            EXECUTE format('SELECT true, %I, %I, %s::text FROM %s WHERE %I = $1::%s FOR NO KEY UPDATE',
+                           watched.state_column, watched.type_column,
+                           coalesce(quote_ident(watched.account_column), 'NULL'), watched.relation, watched.id_column,
+                           (SELECT format_type(a.atttypid, NULL) FROM pg_attribute a
+                            WHERE a.attrelid = watched.relation AND a.attname = watched.id_column))
+                INTO here, task_state, kind, account USING id;
+        EXCEPTION WHEN data_exception THEN
+            NULL; -- No id of this table's kind.
+        END;
         CONTINUE WHEN here IS NULL;
         IF found_in.watch_id IS NOT NULL THEN
             RAISE EXCEPTION 'taskbell.register_webhook: the task is in % and in %', found_in.relation, watched.relation

@@ -29,3 +29,4 @@ mod sealed;
 mod sealing;
 mod sending;
 mod states;
+mod watch;

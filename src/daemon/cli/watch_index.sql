@@ -3,8 +3,9 @@
 -- $1 the table
 SELECT CASE WHEN NOT i.indisvalid THEN format('DROP INDEX CONCURRENTLY IF EXISTS %s', i.indexrelid::regclass) END,
        CASE WHEN i.indisvalid IS NOT TRUE THEN
-           format('CREATE INDEX CONCURRENTLY %I ON %s (%I) WHERE %I::text IN (''submitted'', ''working'', ''input-required'', ''auth-required'')',
-                  'taskbell_open_' || w.watch_id, w.relation, w.type_column, w.state_column) END
+           format('CREATE INDEX CONCURRENTLY %I ON %s (%I) WHERE %s',
+                  'taskbell_open_' || w.watch_id, w.relation, w.type_column,
+                  taskbell.open_condition(w.relation, w.state_column)) END
 FROM taskbell.watched_table w
 LEFT JOIN (pg_index i JOIN pg_class c ON c.oid = i.indexrelid)
     ON i.indrelid = w.relation AND c.relname = 'taskbell_open_' || w.watch_id
