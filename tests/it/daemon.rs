@@ -47,6 +47,12 @@ impl Running {
         (response.status().as_u16(), response.text().await.unwrap())
     }
 
+    /// As if the machine had gone.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     pub fn stop(mut self) -> std::process::ExitStatus {
         Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
         self.child.wait().unwrap()

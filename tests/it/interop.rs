@@ -375,7 +375,7 @@ fn verify(verifier: &Verifier, post: &Post) -> Result<(), SignatureError> {
 }
 
 /// What an environment variable names, or `None` where the test cannot run.
-fn installed(variable: &str) -> Option<PathBuf> {
+pub fn installed(variable: &str) -> Option<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         return Some(path.into());
     }

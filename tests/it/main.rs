@@ -27,6 +27,7 @@ mod keys;
 mod lanes;
 mod sealed;
 mod sealing;
+mod sellers;
 mod sending;
 mod states;
 mod watch;
