@@ -237,7 +237,7 @@ CREATE INDEX attempt_delivery ON taskbell.attempt (outbox_id);
 -- Creates the day partitions of both journals from today to some days ahead. A row that finds
 -- no partition lands in the default one, so no settle can fail for want of a day.
 CREATE FUNCTION taskbell.create_partitions(days_ahead integer DEFAULT 7) RETURNS integer
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     parent text;
     day    date;
@@ -257,7 +257,7 @@ END $$;
 
 -- Drops the day partitions that ended before `keep` ago. Says how many.
 CREATE FUNCTION taskbell.drop_partitions(keep interval) RETURNS integer
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     partition record;
     dropped   integer := 0;

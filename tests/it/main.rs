@@ -15,6 +15,7 @@ mod daemon;
 mod delivery;
 mod doorbell;
 mod embedded;
+mod examples;
 mod interop;
 mod guard;
 mod hostile;

@@ -74,6 +74,11 @@ impl TestDatabase {
         database
     }
 
+    /// The same database under another connection string.
+    pub fn at(dsn: &str) -> Self {
+        Self { connector: connector(dsn), dsn: dsn.to_owned() }
+    }
+
     pub async fn client(&self) -> Client {
         self.connector.client().await.unwrap()
     }
