@@ -179,3 +179,49 @@ async fn list_shows_what_is_missing_and_an_interrupted_index_is_finished() {
     assert!(bad.code != 0 && bad.err.contains("has no column nope"), "{bad:?}");
     assert!(watch(&database, &["add", "nowhere"]).await.err.contains("does not exist"));
 }
+
+#[tokio::test]
+async fn a_partitioned_table_is_watched_with_all_its_partitions() {
+    let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
+    let client = database.client().await;
+    client
+        .batch_execute(
+            "CREATE TABLE jobs (id text, day date, phase text DEFAULT 'submitted', kind text DEFAULT 'create_media_buy',
+                                outcome jsonb, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+             CREATE TABLE jobs_one PARTITION OF jobs FOR VALUES FROM ('2026-01-01') TO ('2026-02-01')",
+        )
+        .await
+        .unwrap();
+    let add = [
+        "add",
+        "jobs",
+        "--profile",
+        "custom",
+        "--id",
+        "id",
+        "--state",
+        "phase",
+        "--type",
+        "kind",
+        "--result",
+        "outcome",
+    ];
+    let added = watch(&database, &add).await;
+    assert_eq!(added.code, 0, "{added:?}");
+    let later = "CREATE TABLE jobs_two PARTITION OF jobs FOR VALUES FROM ('2026-02-01') TO ('2026-03-01')";
+    client.batch_execute(later).await.unwrap();
+    let daemon = Daemon::start(&database, &receiver, |_| {}).await;
+    for (id, day) in [("job_1", "2026-01-15"), ("job_2", "2026-02-15")] {
+        let insert = format!("INSERT INTO jobs (id, day) VALUES ('{id}', '{day}')");
+        client.batch_execute(&insert).await.unwrap();
+        register(&client, id, &receiver.url("/ok")).await;
+        client
+            .batch_execute(&format!("UPDATE jobs SET phase = 'completed' WHERE id = '{id}'"))
+            .await
+            .unwrap();
+        delivery_in(&client, id, "delivered").await;
+    }
+    daemon.stop().await;
+    assert_eq!(watch(&database, &["remove", "jobs"]).await.code, 0);
+    assert!(traces(&client, "jobs").await.is_empty() && traces(&client, "jobs_two").await.is_empty());
+}

@@ -132,7 +132,8 @@ impl Add {
         if self.no_index || self.profile == "adcp-python-outbox" {
             return Ok(());
         }
-        let row = client.query_one(INDEX, &[&self.table]).await.map_err(|error| anyhow!(explain(&error)))?;
+        let row = client.query_opt(INDEX, &[&self.table]).await.map_err(|error| anyhow!(explain(&error)))?;
+        let Some(row) = row else { return Ok(()) };
         let (drop, create): (Option<String>, Option<String>) = (row.get(0), row.get(1));
         for statement in [drop, create].into_iter().flatten() {
             unlimited(client, &statement).await?;

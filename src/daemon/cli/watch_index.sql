@@ -9,4 +9,6 @@ SELECT CASE WHEN NOT i.indisvalid THEN format('DROP INDEX CONCURRENTLY IF EXISTS
 FROM taskbell.watched_table w
 LEFT JOIN (pg_index i JOIN pg_class c ON c.oid = i.indexrelid)
     ON i.indrelid = w.relation AND c.relname = 'taskbell_open_' || w.watch_id
+-- On a partitioned table none can be built concurrently: each partition may have one of its own.
 WHERE w.relation = $1::text::regclass
+  AND NOT EXISTS (SELECT FROM pg_class r WHERE r.oid = w.relation AND r.relkind = 'p')
