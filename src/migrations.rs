@@ -149,8 +149,9 @@ const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock($1)";
 const HAS_VERSIONS: &str = "SELECT to_regclass('taskbell.schema_version') IS NOT NULL";
 const VERSION: &str = "SELECT coalesce(max(version), 0) FROM taskbell.schema_version";
 /// A lock that is waited for stops everybody behind us, so we wait briefly and come back.
-const LIMITS: &str = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10min'";
-const MAX_REFUSALS: u32 = 15;
+const LIMITS: &str = "SET LOCAL lock_timeout = '200ms'; SET LOCAL statement_timeout = '10min'";
+/// A minute and a half: an autovacuum may be in the way that long.
+const MAX_REFUSALS: u32 = 75;
 /// Between two looks at a lock that another migrator holds.
 const PAUSE: Duration = Duration::from_millis(100);
 
