@@ -24,6 +24,8 @@ pub struct Admin {
     pub metrics: PrometheusHandle,
     /// Whether the LISTEN connection is up.
     pub listener_up: watch::Receiver<bool>,
+    /// Whether the outbox can be read and written.
+    pub outbox_up: watch::Receiver<bool>,
     /// Whether we still take new work.
     pub accepting: watch::Receiver<bool>,
     /// Whose keys are published.
@@ -53,11 +55,13 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render()).into_response()
 }
 
-/// Ready: subscribed to the bell, which implies a database that answers, and taking work.
+/// Ready: subscribed to the bell, on a database that takes writes, and taking work.
 async fn ready(State(admin): State<Admin>) -> Response {
-    let (listener, accepting) = (*admin.listener_up.borrow(), *admin.accepting.borrow());
-    let status = if listener && accepting { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "listener": listener, "accepting": accepting }))).into_response()
+    let (listener, outbox) = (*admin.listener_up.borrow(), *admin.outbox_up.borrow());
+    let accepting = *admin.accepting.borrow();
+    let all = listener && outbox && accepting;
+    let status = if all { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "listener": listener, "outbox": outbox, "accepting": accepting }))).into_response()
 }
 
 /// The keys of one signing scope, or the default ones.
@@ -82,6 +86,7 @@ mod tests {
     struct Served {
         address: std::net::SocketAddr,
         listener_up: watch::Sender<bool>,
+        outbox_up: watch::Sender<bool>,
         accepting: watch::Sender<bool>,
         stop: CancellationToken,
         ended: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -100,10 +105,12 @@ mod tests {
             let recorder = PrometheusBuilder::new().build_recorder();
             metrics::with_local_recorder(&recorder, || metrics::counter!("bells_total").increment(3));
             let (listener_up, is_up) = watch::channel(false);
+            let (outbox_up, writes) = watch::channel(true);
             let (accepting, is_accepting) = watch::channel(true);
             let admin = Admin {
                 metrics: recorder.handle(),
                 listener_up: is_up,
+                outbox_up: writes,
                 accepting: is_accepting,
                 signer: Arc::new(signer()),
             };
@@ -111,7 +118,7 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let stop = CancellationToken::new();
             let ended = tokio::spawn(serve(listener, admin, stop.clone()));
-            Self { address, listener_up, accepting, stop, ended }
+            Self { address, listener_up, outbox_up, accepting, stop, ended }
         }
 
         async fn get(&self, path: &str) -> reqwest::Response {
@@ -129,11 +136,26 @@ mod tests {
     #[tokio::test]
     async fn readiness_names_what_is_not_ready_while_health_stays() {
         let served = Served::start().await;
-        assert_eq!(served.ready().await, (503, r#"{"accepting":true,"listener":false}"#.to_owned()));
+        assert_eq!(
+            served.ready().await,
+            (503, r#"{"accepting":true,"listener":false,"outbox":true}"#.to_owned())
+        );
         served.listener_up.send_replace(true);
-        assert_eq!(served.ready().await, (200, r#"{"accepting":true,"listener":true}"#.to_owned()));
+        assert_eq!(
+            served.ready().await,
+            (200, r#"{"accepting":true,"listener":true,"outbox":true}"#.to_owned())
+        );
+        served.outbox_up.send_replace(false);
+        assert_eq!(
+            served.ready().await,
+            (503, r#"{"accepting":true,"listener":true,"outbox":false}"#.to_owned())
+        );
+        served.outbox_up.send_replace(true);
         served.accepting.send_replace(false);
-        assert_eq!(served.ready().await, (503, r#"{"accepting":false,"listener":true}"#.to_owned()));
+        assert_eq!(
+            served.ready().await,
+            (503, r#"{"accepting":false,"listener":true,"outbox":true}"#.to_owned())
+        );
         assert_eq!(served.get("/healthz").await.status(), 200);
     }
 

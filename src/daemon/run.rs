@@ -80,13 +80,11 @@ pub async fn run(
     };
     tasks.spawn(reporter.run(services.clone()));
     let (accepting, is_accepting) = watch::channel(true);
-    let admin = Admin { metrics, listener_up, accepting: is_accepting, signer: signer.clone() };
-    let served = tasks.spawn(admin::serve(listener, admin, services.clone()));
     let worker = Worker::new(
         outbox,
         Arc::new(RealWorld),
         sender,
-        signer,
+        signer.clone(),
         doorbell,
         wakes,
         WorkerSettings {
@@ -100,6 +98,14 @@ pub async fn run(
             task_types: types,
         },
     );
+    let admin = Admin {
+        metrics,
+        listener_up,
+        outbox_up: worker.outbox_up(),
+        accepting: is_accepting,
+        signer: signer.clone(),
+    };
+    let served = tasks.spawn(admin::serve(listener, admin, services.clone()));
     let mut working = tasks.spawn(worker.run(stop.clone()));
     ready(address);
     tracing::info!(admin = %address, "taskbell runs");

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use metrics::{counter, histogram};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -69,6 +69,7 @@ pub struct Worker<O, W> {
     started: HashMap<tokio::task::Id, (Lane, Claim)>,
     finished: Vec<Settled>,
     egress: Egress,
+    outbox_up: watch::Sender<bool>,
     phase: Phase,
     last_busy: Instant,
     /// What the timer of an asleep worker stands for.
@@ -116,10 +117,18 @@ impl<O: Outbox, W: World> Worker<O, W> {
             started: HashMap::new(),
             finished: Vec::new(),
             egress: Egress::default(),
+            outbox_up: watch::Sender::new(true),
             phase: Phase::Asleep { watchful: true },
             last_busy: Instant::now(),
             alarm: "safety_poll",
         }
+    }
+
+    /// Whether the last turn could read and write the outbox: not while the database is down,
+    /// read-only or full.
+    #[must_use]
+    pub fn outbox_up(&self) -> watch::Receiver<bool> {
+        self.outbox_up.subscribe()
     }
 
     /// Runs until `stop` is cancelled, then drains: claims nothing new, waits for what is in
@@ -127,7 +136,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
     pub async fn run(mut self, stop: CancellationToken) {
         self.wake_up("connected");
         loop {
-            let next_look = match self.turn().await {
+            let turn = self.turn().await;
+            self.outbox_up.send_if_modified(|up| std::mem::replace(up, turn.is_ok()) != turn.is_ok());
+            let next_look = match turn {
                 Ok(found) => self.after(found).await,
                 Err(error) => {
                     tracing::error!(error = %chain(&error), "the outbox could not be read or written");

@@ -188,3 +188,39 @@ async fn tasks_that_nobody_decides_are_named_once_and_failed_where_the_policy_sa
     assert!(!again.log().contains("task_late") && !again.log().contains("task_new"));
     assert!(again.stop().success());
 }
+
+#[tokio::test]
+async fn a_database_that_takes_no_writes_makes_it_unready_until_it_does() {
+    let database = TestDatabase::migrated().await;
+    let daemon = Running::start(&database, &[]).await;
+    let ready = async |wanted: u16| {
+        eventually("readiness", async || (daemon.get("/readyz").await.0 == wanted).then_some(())).await;
+    };
+    ready(200).await;
+    let client = database.client().await;
+    // What a failover to a standby does, or a disk that ran full: sessions are cut, writes fail.
+    let name = client.query_one("SELECT current_database()::text", &[]).await.unwrap().get::<_, String>(0);
+    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = 'taskbell'";
+    client
+        .batch_execute(&format!("ALTER DATABASE {name} SET default_transaction_read_only = on"))
+        .await
+        .unwrap();
+    client.batch_execute(cut).await.unwrap();
+    ready(503).await;
+    assert!(daemon.get("/readyz").await.1.contains("\"outbox\":false"));
+    assert_eq!(daemon.get("/healthz").await.0, 200, "a restart would repair nothing");
+    let client = super::support::TestDatabase::at(&format!(
+        "{} options='-c default_transaction_read_only=off'",
+        database.dsn
+    ))
+    .client()
+    .await;
+    client
+        .batch_execute(&format!("ALTER DATABASE {name} RESET default_transaction_read_only"))
+        .await
+        .unwrap();
+    client.batch_execute(cut).await.unwrap();
+    ready(200).await;
+    assert!(daemon.stop().success());
+}
