@@ -3,10 +3,10 @@
 pub mod daemon;
 pub mod properties;
 pub mod receiver;
+mod scratch;
 pub mod scripted;
 pub mod tls;
 
-use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,10 +15,11 @@ use deadpool_postgres::Pool;
 use secrecy::SecretString;
 use taskbell::daemon::config::Database;
 use taskbell::daemon::database::Connector;
-use taskbell::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres, usable_directory};
+use taskbell::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use taskbell::migrations;
-use tempfile::TempDir;
 use tokio_postgres::Client;
+
+pub use scratch::scratch;
 
 /// The server ends and its directory goes when this process does, however it ends: see
 /// [`EmbeddedPostgres`].
@@ -37,15 +38,6 @@ fn cluster() -> &'static EmbeddedPostgres {
         })
         .expect("a PostgreSQL server for the tests")
     })
-}
-
-/// A new directory that the server's user can reach, as root too.
-pub fn scratch(prefix: &str) -> TempDir {
-    let wanted = std::env::temp_dir();
-    let usable = usable_directory(&wanted.join("taskbell-test-000000")).unwrap();
-    let parent = if usable.starts_with(wanted.canonicalize().unwrap()) { wanted } else { "/tmp".into() };
-    let open = std::fs::Permissions::from_mode(0o755);
-    tempfile::Builder::new().prefix(prefix).permissions(open).tempdir_in(parent).unwrap()
 }
 
 /// A database of one test's own.
