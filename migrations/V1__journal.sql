@@ -81,6 +81,8 @@ CREATE INDEX registration_plain ON taskbell.registration (watch_id, task_id)
 
 -- The hot table: a row per state change that somebody must act on.
 -- `lane` null: nobody is owed a webhook, the row is only a transition to be observed.
+-- `observed`: its transition was handed out to be measured, which happens once, whatever becomes
+-- of the webhook.
 -- `available_at`: the earliest next claim; of a row in flight, the moment its lease runs out.
 CREATE TABLE taskbell.outbox (
     id               bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
@@ -99,6 +101,7 @@ CREATE TABLE taskbell.outbox (
     state            text NOT NULL DEFAULT 'pending'
         CHECK (state IN ('pending', 'in_flight', 'expired', 'invalid')),
     attempt_count    integer NOT NULL DEFAULT 0 CHECK (attempt_count >= 0),
+    observed         boolean NOT NULL DEFAULT false,
     available_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     lease_token      uuid,
     first_attempt_at timestamptz,

@@ -62,9 +62,10 @@ pub async fn run(
     if config.signing.has_files() {
         tasks.spawn(keys::follow(config.signing.clone(), signer.clone(), services.clone()));
     }
-    tasks.spawn(sealer::run(pool.clone(), sealing, services.clone()));
+    tasks.spawn(sealer::run(pool.clone(), sealing, config.database.patience(), services.clone()));
     let reporter = Reporter {
         pool,
+        patience: config.database.patience(),
         outbox: outbox.clone(),
         metrics: config.metrics.clone(),
         types: types.clone(),

@@ -32,6 +32,15 @@ pub struct Slot {
     lives: Mutex<u32>,
     /// Nobody starts one here while a fault wants it down.
     held_down: Mutex<bool>,
+    /// Held by the fault that is done to this one's process: two would hide each other.
+    pub turn: tokio::sync::Mutex<()>,
+}
+
+impl Slot {
+    /// The name in the `User-Agent` of the process that runs, or ran last.
+    pub fn process_name(&self) -> String {
+        format!("{}-{}", self.name, self.lives.lock().unwrap())
+    }
 }
 
 struct Process {
@@ -61,6 +70,7 @@ impl Fleet {
                 process: Mutex::default(),
                 lives: Mutex::default(),
                 held_down: Mutex::default(),
+                turn: tokio::sync::Mutex::default(),
             });
         }
         let fleet = Arc::new(Self {
@@ -95,18 +105,12 @@ impl Fleet {
 
     /// Starts a daemon where none runs.
     fn spawn(&self, slot: &Slot) {
-        let life = {
-            let mut lives = slot.lives.lock().unwrap();
-            *lives += 1;
-            *lives
-        };
+        *slot.lives.lock().unwrap() += 1;
         let database =
             format!("host=127.0.0.1 port={} user=postgres dbname=postgres sslmode=disable", slot.proxy.port);
         let mut command = Command::new(TASKBELL);
         command.env_clear().arg("run").envs(self.environment.iter().cloned());
-        command
-            .env("DATABASE_URL", database)
-            .env("TASKBELL_HTTP__USER_AGENT", format!("{}-{life}", slot.name));
+        command.env("DATABASE_URL", database).env("TASKBELL_HTTP__USER_AGENT", slot.process_name());
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         self.cluster.started(child.id());
@@ -216,8 +220,7 @@ impl Fleet {
     }
 
     fn complain(&self, slot: &Slot, what: &str) {
-        let text = format!("{}-{} {what}", slot.name, slot.lives.lock().unwrap());
-        self.complaints.lock().unwrap().push(text);
+        self.complaints.lock().unwrap().push(format!("{} {what}", slot.process_name()));
     }
 }
 

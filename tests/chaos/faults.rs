@@ -79,6 +79,10 @@ impl Kind {
         }
     }
 
+    fn is_of_a_process(self) -> bool {
+        matches!(self, Self::Kill | Self::Stop | Self::Freeze | Self::Stutter)
+    }
+
     /// Whether no answer of the database to a daemon can get lost by it: then each transition is
     /// observed exactly once.
     pub fn is_gentle(self) -> bool {
@@ -94,8 +98,8 @@ impl Kind {
 #[derive(Debug, Clone)]
 pub struct Fault {
     pub kind: Kind,
-    /// The daemon that it was done to, if to one.
-    pub slot: Option<String>,
+    /// What it was done to: a process (`d0-3`), the network of a daemon (`d0`), or everybody.
+    pub of: Option<String>,
     pub from: Instant,
     pub until: Instant,
 }
@@ -146,6 +150,17 @@ impl Mischief {
         let dice = &mut StdRng::seed_from_u64(seed);
         let slot = &self.fleet.slots[dice.random_range(0..self.fleet.slots.len())];
         let between = |dice: &mut StdRng, least, most| Duration::from_millis(dice.random_range(least..most));
+        let turn = slot.turn.try_lock();
+        if kind.is_of_a_process() && turn.is_err() {
+            return;
+        }
+        let of = match kind {
+            _ if kind.is_of_a_process() => Some(slot.process_name()),
+            Kind::Cut | Kind::Blackhole | Kind::Partition => Some(slot.name.clone()),
+            _ => None,
+        };
+        // Only those need it.
+        let _turn = turn.ok().filter(|_| kind.is_of_a_process());
         let from = Instant::now();
         let done = match kind {
             Kind::Kill => {
@@ -204,8 +219,7 @@ impl Mischief {
             Kind::HorizonLeap => self.sql(HORIZON_LEAP).await,
         };
         if done {
-            let slot = kind.is_of_a_daemon().then(|| slot.name.clone());
-            self.done.lock().unwrap().push(Fault { kind, slot, from, until: Instant::now() });
+            self.done.lock().unwrap().push(Fault { kind, of, from, until: Instant::now() });
         }
     }
 
@@ -254,13 +268,6 @@ impl Mischief {
 async fn repair(client: &Client, table: &str) -> bool {
     let sql = format!("SET lock_timeout = '1s'; DROP TRIGGER IF EXISTS chaos_full ON taskbell.{table}");
     client.batch_execute(&sql).await.is_ok()
-}
-
-impl Kind {
-    fn is_of_a_daemon(self) -> bool {
-        use Kind::{Blackhole, Cut, Freeze, Kill, Partition, Stop, Stutter};
-        matches!(self, Kill | Stop | Freeze | Stutter | Cut | Blackhole | Partition)
-    }
 }
 
 const TERMINATE: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \

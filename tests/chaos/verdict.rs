@@ -263,42 +263,48 @@ impl Verdict {
     }
 }
 
-/// What made a webhook come again: the receiver, or the fault nearest to its acceptance.
+/// What made a webhook come again: the receiver, or of the faults that can, the one nearest to
+/// its acceptance.
 fn explain(before: &Post, again: &Post, log: &[Attempt], faults: &[Fault]) -> &'static str {
     if before.answer == Answer::AcceptedUnheard {
         return "the receiver accepted, but did not say so in time";
     }
     let slot = before.sender.split('-').next().unwrap_or_default();
-    // From the claim, which may be a deadline older than the answer, to the next attempt.
-    let (from, until) = (before.at.checked_sub(LEASE).unwrap_or(before.at), again.at);
-    let overlaps = |fault: &&Fault| fault.from <= until && fault.until >= from;
-    let during: Vec<&Fault> = faults
-        .iter()
-        .filter(overlaps)
-        .filter(|fault| fault.slot.as_deref().is_none_or(|of| of == slot))
-        .collect();
-    let hit = |kind| during.iter().any(|fault| fault.kind == kind);
-    for (kind, why) in [
-        (Kind::Kill, "the daemon was killed before it settled"),
-        (Kind::Crash, "the database crashed and forgot, or could not be told"),
-        (Kind::Freeze, "the daemon was frozen beyond its lease"),
-        (Kind::Stutter, "the daemon was frozen while the answer came"),
-        (Kind::LeaseLeap, "the lease was over: the database's clock leapt"),
-        (Kind::DiskFull, "the settle was refused: disk full"),
-        (Kind::Partition, "the settle did not get through: partition"),
-        (Kind::Blackhole, "the settle did not get through: silent connection"),
-        (Kind::Cut, "the settle was lost: connection cut"),
-        (Kind::Terminate, "the settle was lost: backend terminated"),
-        (Kind::Stop, "the daemon stopped before the answer came"),
-    ] {
-        if hit(kind) {
-            return why;
-        }
+    let distance = |fault: &Fault| {
+        let hers = fault.of.as_deref().is_none_or(|of| of == before.sender || of == slot);
+        // A lease may have been over before the acceptance, and a fault that has passed may have
+        // left a connection that fails later; none can work back from after the next attempt.
+        let near = fault.from <= again.at && fault.until + LEASE >= before.at;
+        let gap = fault.from.saturating_duration_since(before.at)
+            + before.at.saturating_duration_since(fault.until);
+        (hers && near).then_some(gap)
+    };
+    let candidates = faults.iter().filter_map(|fault| Some((distance(fault)?, reason(fault.kind)?)));
+    if let Some((_, why)) = candidates.min_by_key(|(gap, _)| *gap) {
+        return why;
     }
     let unheard = ["timeout", "reset", "connect", "response_broken"];
     let failed =
         |attempt: &Attempt| attempt.reason.as_deref().is_some_and(|reason| unheard.contains(&reason));
     if log.iter().any(failed) { "the answer was lost on the way, or late" } else { UNEXPLAINED }
+}
+
+/// How a fault makes a webhook come twice, if it can.
+fn reason(kind: Kind) -> Option<&'static str> {
+    Some(match kind {
+        Kind::Kill => "the daemon was killed before it settled",
+        Kind::Stop => "the daemon stopped before it could settle",
+        Kind::Freeze => "the daemon was frozen beyond its lease",
+        Kind::Stutter => "the daemon was frozen while the answer came",
+        Kind::Crash => "the database crashed and forgot, or could not be told",
+        Kind::Terminate => "the settle was lost: backend terminated",
+        Kind::Cut => "the settle was lost: connection cut",
+        Kind::Blackhole => "the settle did not get through: silent connection",
+        Kind::Partition => "the settle did not get through: partition",
+        Kind::DiskFull => "the settle was refused: disk full",
+        Kind::LeaseLeap => "the lease was over: the database's clock leapt",
+        Kind::TerminateEar | Kind::PinXmin | Kind::ReceiverDown | Kind::HorizonLeap => return None,
+    })
 }
 
 const UNEXPLAINED: &str = "UNEXPLAINED";

@@ -17,7 +17,7 @@ WITH busy AS (
         LIMIT $1::bigint * 4
     ) o
 ), due AS (
-    SELECT o.id FROM taskbell.outbox o
+    SELECT o.id, NOT o.observed AS is_new FROM taskbell.outbox o
     WHERE o.id IN (
         SELECT c.id FROM candidate c LEFT JOIN busy USING (lane)
         WHERE c.place <= $2::bigint - coalesce(busy.n, 0) ORDER BY c.id LIMIT $1::bigint
@@ -26,12 +26,12 @@ WITH busy AS (
     FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE taskbell.outbox o
-    SET state = 'in_flight', lease_token = $5, attempt_count = o.attempt_count + 1,
+    SET state = 'in_flight', observed = true, lease_token = $5, attempt_count = o.attempt_count + 1,
         available_at = now() + $6::float8 * interval '1 second',
         first_attempt_at = coalesce(o.first_attempt_at, now()),
         retry_until = coalesce(o.retry_until, now() + $7::float8 * interval '1 second')
     FROM due WHERE o.id = due.id
-    RETURNING o.*
+    RETURNING o.*, due.is_new
 )
 SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occurred_at, c.task_created_at,
        before.to_state, before.occurred_at,
@@ -48,12 +48,13 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
            EXISTS (SELECT FROM claimed n WHERE n.task_id = c.task_id AND n.watch_id = c.watch_id AND n.id > c.id)
            OR EXISTS (SELECT FROM taskbell.transition t WHERE t.task_id = c.task_id AND t.watch_id = c.watch_id
                       AND t.outbox_id > c.id AND t.delivery IS NOT NULL)
-       )
+       ),
+       c.is_new
 FROM claimed c
 LEFT JOIN taskbell.registration r ON r.watch_id = c.watch_id AND r.task_id = c.task_id
 LEFT JOIN LATERAL (
     SELECT t.to_state, t.occurred_at FROM taskbell.transition t
-    WHERE c.attempt_count = 1 AND t.task_id = c.task_id AND t.watch_id = c.watch_id
+    WHERE c.is_new AND t.task_id = c.task_id AND t.watch_id = c.watch_id
     ORDER BY t.occurred_at DESC LIMIT 1
 ) before ON true
 ORDER BY c.id
