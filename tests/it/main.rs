@@ -24,6 +24,7 @@ mod registration;
 mod registry_conformance;
 mod schema;
 mod keys;
+mod leases;
 mod sealing;
 mod sending;
 mod states;

@@ -111,7 +111,7 @@ pub fn outbox(database: &TestDatabase, sealing: Arc<SealingKeys>) -> NativeOutbo
     let options = NativeOptions {
         lease: Duration::from_secs(60),
         horizon: Duration::from_secs(86_400),
-        patience: Duration::from_secs(60),
+        patience: Duration::from_secs(5),
         schemes: UrlSchemes::HttpsOnly,
         sealing,
     };

@@ -2,6 +2,9 @@
 
 pub mod daemon;
 pub mod properties;
+#[path = "../../chaos/proxy.rs"]
+#[allow(dead_code, reason = "the chaos test uses more of it")]
+pub mod proxy;
 pub mod receiver;
 mod scratch;
 pub mod scripted;
@@ -19,6 +22,7 @@ use taskbell::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use taskbell::migrations;
 use tokio_postgres::Client;
 
+use proxy::Proxy;
 pub use scratch::scratch;
 
 /// The server ends and its directory goes when this process does, however it ends: see
@@ -64,6 +68,15 @@ impl TestDatabase {
         let database = Self::empty().await;
         migrations::apply(&mut database.client().await).await.unwrap();
         database
+    }
+
+    /// The same database behind a network of the test's own.
+    pub async fn behind_a_proxy(&self) -> (Self, Proxy) {
+        let socket = self.dsn.split('\'').nth(1).unwrap();
+        let proxy = Proxy::start(format!("{socket}/.s.PGSQL.5432").into()).await;
+        let (_, rest) = self.dsn.split_once(" user=").unwrap();
+        let dsn = format!("host=127.0.0.1 port={} sslmode=disable user={rest}", proxy.port);
+        (Self { connector: connector(&dsn), dsn }, proxy)
     }
 
     pub async fn client(&self) -> Client {
