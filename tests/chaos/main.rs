@@ -149,8 +149,7 @@ impl Run {
                 return Err(format!("ends and changes observed: {before:?}, committed: {committed:?}"));
             }
         }
-        let tasks = sellers::calm(client, &receivers.addresses).await.map_err(|error| error.to_string())?;
-        recover(client).await?;
+        let tasks = sellers::calm(client, &receivers.addresses).await?;
         let after = observed(fleet).await?;
         let tasks = i64::try_from(tasks).unwrap();
         let (ends, changes) = (after.0 - before.0, after.1 - before.1);

@@ -17,6 +17,7 @@ use tokio_postgres::{Client, Error};
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::Cluster;
+use super::recovery::recover;
 
 /// Starts this many sellers. They end, each after its transaction, when `stop` is cancelled.
 pub fn start(
@@ -42,8 +43,9 @@ pub fn start(
     running
 }
 
-/// Some ordinary tasks without haste or fault: issued, worked on, completed. How many.
-pub async fn calm(client: &Client, lanes: &[SocketAddr]) -> Result<u64, Error> {
+/// Some ordinary tasks without haste or fault: issued, worked on, completed, each step after the
+/// one before it was journaled. How many.
+pub async fn calm(client: &Client, lanes: &[SocketAddr]) -> Result<u64, String> {
     let mut seller = Seller {
         number: 99,
         lanes: lanes.to_vec(),
@@ -51,10 +53,13 @@ pub async fn calm(client: &Client, lanes: &[SocketAddr]) -> Result<u64, Error> {
         serial: 0,
         open: Vec::new(),
     };
-    let tasks = seller.issue(client, CALM, true).await?;
-    seller.advance(client, &tasks, "working").await?;
-    let tasks: Vec<Task> = tasks.into_iter().map(|task| Task { worked: true, ..task }).collect();
-    seller.advance(client, &tasks, "completed").await?;
+    let text = |error: Error| error.to_string();
+    let tasks = seller.issue(client, CALM, true).await.map_err(text)?;
+    for state in ["working", "completed"] {
+        recover(client).await?;
+        seller.advance(client, &tasks, state).await.map_err(text)?;
+    }
+    recover(client).await?;
     Ok(CALM as u64)
 }
 
