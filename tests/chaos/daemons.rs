@@ -60,7 +60,8 @@ impl Fleet {
     pub async fn start(many: usize, cluster: &Arc<Cluster>, receivers: &Receivers) -> Arc<Self> {
         let key = cluster.directory.join("key.jwk");
         let mut generate = Command::new(TASKBELL);
-        generate.env_clear().args(["keys", "generate"]).arg(&key).stdout(Stdio::null());
+        generate.env_clear().args(["keys", "generate"]).arg(&key);
+        generate.stdout(Stdio::null()).stderr(Stdio::null());
         assert!(generate.status().unwrap().success());
         let mut slots = Vec::new();
         for number in 0..many {

@@ -74,7 +74,7 @@ impl Run {
             seed,
             daemons: dice.random_range(1..=3),
             sellers: dice.random_range(2..=6),
-            gentle: seed % 5 == 0,
+            gentle: seed.is_multiple_of(5),
             lasts,
             fault_pause: Duration::from_millis(dice.random_range(150..700)),
             pace: Duration::from_millis(dice.random_range(10..50)),
