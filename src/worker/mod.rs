@@ -125,7 +125,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
             let turned = tokio::select! {
                 turned = self.turn() => turned,
                 // A database that does not answer must not hold up a stop.
-                () = long_after(&stop) => break,
+                () = long_after(&stop) => {
+                    // What it was settling may have been written.
+                    self.finished.iter_mut().for_each(|ended| ended.writing = Writing::InDoubt);
+                    break;
+                }
             };
             let next_look = match turned {
                 Ok(found) => self.after(found).await,
