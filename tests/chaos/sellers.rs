@@ -1,8 +1,8 @@
 //! Sellers who issue tasks, work on them and end them, in transactions of every kind.
 //!
-//! What a seller has done stands in the task itself, written by the same statement: its
-//! registration in `request_context`, its states so far in `progress`, and in each document the
-//! number of the try that wrote it. So the task table, read at the end, is the truth about what
+//! What a seller has done stands in the task itself, written by the same transaction: its
+//! registration in `request_context`, that it was worked on in `progress`, and in each document
+//! the number of the try that wrote it. So the task table, read at the end, is the truth about what
 //! was committed, also where a seller never heard the answer to its COMMIT.
 
 use std::net::SocketAddr;
