@@ -35,3 +35,8 @@ fuzz TARGET="target_and_guard verify registration envelope_json" SECONDS="300":
 # Signatures a second on one core, and the like.
 bench *ARGS:
     cargo bench --locked {{ARGS}}
+
+# Everything breaks, by seed: SEEDS runs with SECONDS of faults each, and one report.
+chaos SEEDS="1..21" SECONDS="30":
+    TASKBELL_CHAOS_SEEDS={{SEEDS}} TASKBELL_CHAOS_SECONDS={{SECONDS}} \
+        cargo test --locked --release --test chaos -- --ignored --nocapture

@@ -81,7 +81,8 @@ CREATE INDEX registration_plain ON taskbell.registration (watch_id, task_id)
 
 -- The hot table: a row per state change that somebody must act on.
 -- `lane` null: nobody is owed a webhook, the row is only a transition to be observed.
--- `observed`: whether its transition was handed out to be counted, which happens once.
+-- `observed`: its transition was handed out to be measured, which happens once, whatever becomes
+-- of the webhook.
 -- `available_at`: the earliest next claim; of a row in flight, the moment its lease runs out.
 CREATE TABLE taskbell.outbox (
     id               bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,

@@ -38,7 +38,7 @@ impl Connector {
         let url = database.url.as_ref().ok_or(DatabaseError::NoUrl)?;
         let Dsn { mut config, ca_file } = Dsn::parse(url.expose_secret())?;
         let statement_timeout = database.statement_timeout.as_millis();
-        let own = format!("{SETTINGS} -c statement_timeout={statement_timeout}");
+        let own = format!("{SETTINGS} -c statement_timeout={statement_timeout} {LET_GO}");
         let options = config.get_options().map_or_else(|| own.clone(), |theirs| format!("{own} {theirs}"));
         config
             .options(options)
@@ -47,7 +47,8 @@ impl Connector {
             .keepalives(true)
             .keepalives_idle(KEEPALIVE_IDLE)
             .keepalives_interval(KEEPALIVE_INTERVAL)
-            .keepalives_retries(KEEPALIVE_RETRIES);
+            .keepalives_retries(KEEPALIVE_RETRIES)
+            .tcp_user_timeout(UNACKNOWLEDGED);
         let ca_file = database.ca_file.clone().or(ca_file);
         let tls = tls_config(ca_file.as_deref())?;
         Ok(Self { config, tls: MakeRustlsConnect::new(tls), max_connections: database.max_connections })
@@ -201,6 +202,10 @@ pub enum DatabaseError {
 /// Commits do not wait for the disk. Our statements are prepared and their best plan does not
 /// depend on their parameters: planning one anew would cost as much as running it.
 const SETTINGS: &str = "-c synchronous_commit=off -c plan_cache_mode=force_generic_plan -c jit=off";
+/// So that the server, too, notices within half a minute that we vanished: what a vanished
+/// session holds (row locks, the doorbell's lock) would otherwise be held for hours.
+const LET_GO: &str = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 \
+                      -c tcp_user_timeout=20000 -c idle_in_transaction_session_timeout=60000";
 /// The certificate is verified even where libpq's default would not ask.
 const DISTRUST: &str = "name the CA's file in database.ca_file, or add sslmode=disable where the way to the \
                         server is private";
@@ -210,3 +215,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_RETRIES: u32 = 3;
+/// On a connection that is not idle, where keepalives are silent and the kernel would go on
+/// for a quarter of an hour.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(11);

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use deadpool_postgres::Pool;
+use deadpool_postgres::{Object, Pool};
 use metrics::gauge;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -14,12 +14,14 @@ use tokio_util::sync::CancellationToken;
 use super::config::Metrics;
 use super::database::explain;
 use crate::metrics::{self as names, TaskTypes};
-use crate::outbox::{Outbox, Outboxes, Source};
+use crate::outbox::{Loan, Outbox, Outboxes, Source, patiently};
 
 /// The reporter.
 pub struct Reporter {
     /// Where to read.
     pub pool: Pool,
+    /// How long an answer is waited for.
+    pub patience: Duration,
     /// Whose rows expire.
     pub outbox: Arc<Outboxes>,
     /// How often, and the limits on age.
@@ -43,22 +45,30 @@ impl Reporter {
                 () = stop.cancelled() => return,
                 _ = beat.tick() => {}
             }
-            // Claims pass such rows over by themselves; this only gives them their name.
-            if beats.is_multiple_of(EXPIRE_BEATS)
-                && let Err(error) = self.expire().await
-            {
-                tracing::warn!(%error, "rows past their horizon were not expired");
-            }
-            if let Err(error) = self.report().await {
-                tracing::warn!(%error, "gauges were not refreshed");
-            }
-            // Once an hour or so, and at the start.
-            if beats.is_multiple_of(HOUSEKEEPING_BEATS)
-                && let Err(error) = self.keep_house().await
-            {
-                tracing::warn!(%error, "partitions were not maintained");
+            tokio::select! {
+                // Half a report does no harm, and its connection is closed.
+                () = stop.cancelled() => return,
+                () = self.beat(beats) => {}
             }
             beats = beats.wrapping_add(1);
+        }
+    }
+
+    async fn beat(&self, beats: u32) {
+        // Claims pass such rows over by themselves; this only gives them their name.
+        if beats.is_multiple_of(EXPIRE_BEATS)
+            && let Err(error) = self.expire().await
+        {
+            tracing::warn!(%error, "rows past their horizon were not expired");
+        }
+        if let Err(error) = self.report().await {
+            tracing::warn!(%error, "gauges were not refreshed");
+        }
+        // Once an hour or so, and at the start.
+        if beats.is_multiple_of(HOUSEKEEPING_BEATS)
+            && let Err(error) = self.keep_house().await
+        {
+            tracing::warn!(%error, "partitions were not maintained");
         }
     }
 
@@ -72,42 +82,10 @@ impl Reporter {
     }
 
     async fn report(&self) -> Result<(), String> {
-        let mut client = self.pool.get().await.map_err(|error| error.to_string())?;
-        let transaction = client.transaction().await.map_err(|error| explain(&error))?;
-        // Held until the end of the transaction: another daemon that comes at the same time leaves it to us.
-        let rows = async {
-            if !transaction.query_one(TURN, &[]).await?.get::<_, bool>(0) {
-                return Ok(false);
-            }
-            report_outbox(Source::Native, &transaction.query_one(OUTBOX, &[]).await?);
-            if let Some(table) = &self.sealed_table {
-                let sql = SEALED.replace(SDK_TABLE, table);
-                report_outbox(Source::Sealed, &transaction.query_one(&sql, &[]).await?);
-            }
-            let lanes = transaction.query_one(LANES, &[]).await?;
-            for (column, state) in names::LANE_STATES.into_iter().enumerate() {
-                #[allow(clippy::cast_precision_loss, reason = "lane counts are far below 2^52")]
-                gauge!(names::LANES, "state" => state).set(lanes.get::<_, i64>(column) as f64);
-            }
-            let database = transaction.query_one(DATABASE, &[]).await?;
-            gauge!(names::NOTIFY_QUEUE).set(database.get::<_, f64>(0));
-            gauge!(names::OLDEST_XMIN).set(database.get::<_, f64>(1));
-            let tables = transaction.query(WATCHED, &[]).await?;
-            let mut open = Open::default();
-            for table in tables {
-                let limits: Vec<f64> = self.metrics.sla.values().map(Duration::as_secs_f64).collect();
-                let types: Vec<&String> = self.metrics.sla.keys().collect();
-                let sql: String = table.get(0);
-                for row in transaction.query(&sql, &[&types, &limits]).await? {
-                    open.add(self.types.label(row.get(0)), row.get(1), row.get(2), row.get(3), row.get(4));
-                }
-            }
-            open.publish();
-            Ok::<_, tokio_postgres::Error>(true)
-        }
-        .await
-        .map_err(|error| explain(&error))?;
-        transaction.commit().await.map_err(|error| explain(&error))?;
+        let mut client = Loan::of(&self.pool).await.map_err(|error| error.to_string())?;
+        let rows = patiently(self.patience, self.gauges(&mut client)).await;
+        let rows = rows.map_err(|error| error.to_string())?.map_err(|error| explain(&error))?;
+        client.give_back();
         if rows {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             gauge!(names::REFRESHED).set(now.as_secs_f64());
@@ -115,11 +93,51 @@ impl Reporter {
         Ok(())
     }
 
+    /// Sets the gauges, unless another daemon does; whether it did.
+    async fn gauges(&self, client: &mut Object) -> Result<bool, tokio_postgres::Error> {
+        let transaction = client.transaction().await?;
+        // Held until the end of the transaction: another daemon that comes at the same time leaves it to us.
+        if !transaction.query_one(TURN, &[]).await?.get::<_, bool>(0) {
+            transaction.commit().await?;
+            return Ok(false);
+        }
+        report_outbox(Source::Native, &transaction.query_one(OUTBOX, &[]).await?);
+        if let Some(table) = &self.sealed_table {
+            let sql = SEALED.replace(SDK_TABLE, table);
+            report_outbox(Source::Sealed, &transaction.query_one(&sql, &[]).await?);
+        }
+        let lanes = transaction.query_one(LANES, &[]).await?;
+        for (column, state) in names::LANE_STATES.into_iter().enumerate() {
+            #[allow(clippy::cast_precision_loss, reason = "lane counts are far below 2^52")]
+            gauge!(names::LANES, "state" => state).set(lanes.get::<_, i64>(column) as f64);
+        }
+        let database = transaction.query_one(DATABASE, &[]).await?;
+        gauge!(names::NOTIFY_QUEUE).set(database.get::<_, f64>(0));
+        gauge!(names::OLDEST_XMIN).set(database.get::<_, f64>(1));
+        let tables = transaction.query(WATCHED, &[]).await?;
+        let mut open = Open::default();
+        for table in tables {
+            let limits: Vec<f64> = self.metrics.sla.values().map(Duration::as_secs_f64).collect();
+            let types: Vec<&String> = self.metrics.sla.keys().collect();
+            let sql: String = table.get(0);
+            for row in transaction.query(&sql, &[&types, &limits]).await? {
+                open.add(self.types.label(row.get(0)), row.get(1), row.get(2), row.get(3), row.get(4));
+            }
+        }
+        open.publish();
+        transaction.commit().await?;
+        Ok(true)
+    }
+
     async fn keep_house(&self) -> Result<(), String> {
-        let client = self.pool.get().await.map_err(|error| error.to_string())?;
-        client.query_one(CREATE_PARTITIONS, &[]).await.map_err(|error| explain(&error))?;
+        let client = Loan::of(&self.pool).await.map_err(|error| error.to_string())?;
         let keep = self.keep.as_secs_f64();
-        let dropped = client.query_one(DROP_PARTITIONS, &[&keep]).await.map_err(|error| explain(&error))?;
+        let dropped = patiently(self.patience * 2, async {
+            client.query_one(CREATE_PARTITIONS, &[]).await?;
+            client.query_one(DROP_PARTITIONS, &[&keep]).await
+        });
+        let dropped = dropped.await.map_err(|error| error.to_string())?.map_err(|error| explain(&error))?;
+        client.give_back();
         tracing::debug!(dropped = dropped.get::<_, i32>(0), "partitions maintained");
         Ok(())
     }

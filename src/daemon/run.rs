@@ -8,6 +8,7 @@ use metrics::gauge;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -35,7 +36,10 @@ pub async fn run(
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> anyhow::Result<()> {
     let connector = Connector::new(&config.database)?;
-    check_schema(&connector).await?;
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        checked = check_schema(&connector, config.database.patience()) => checked?,
+    }
     let listener = TcpListener::bind(config.admin)
         .await
         .with_context(|| format!("admin.listen: {} cannot be bound", config.admin))?;
@@ -63,7 +67,7 @@ pub async fn run(
     if config.signing.has_files() {
         tasks.spawn(keys::follow(config.signing.clone(), signer.clone(), services.clone()));
     }
-    tasks.spawn(sealer::run(pool.clone(), sealing, services.clone()));
+    tasks.spawn(sealer::run(pool.clone(), sealing, config.database.patience(), services.clone()));
     let overdue = Overdue {
         pool: pool.clone(),
         metrics: config.metrics.clone(),
@@ -72,6 +76,7 @@ pub async fn run(
     tasks.spawn(overdue.run(services.clone()));
     let reporter = Reporter {
         pool,
+        patience: config.database.patience(),
         outbox: outbox.clone(),
         metrics: config.metrics.clone(),
         types: types.clone(),
@@ -144,9 +149,11 @@ pub fn sender(config: &Config) -> anyhow::Result<Sender> {
     Ok(Sender::new(tls, config.guard.clone(), &options)?)
 }
 
-async fn check_schema(connector: &Connector) -> anyhow::Result<()> {
+async fn check_schema(connector: &Connector, patience: Duration) -> anyhow::Result<()> {
     let mut client = connector.client().await?;
-    let version = migrations::current(&mut client).await.context("the schema version cannot be read")?;
+    let version = timeout(patience, migrations::current(&mut client)).await;
+    let version = version.context("the database does not answer")?;
+    let version = version.context("the schema version cannot be read")?;
     match version {
         migrations::LATEST => Ok(()),
         0 => bail!("the database has no schema taskbell yet: run `taskbell migrate`"),

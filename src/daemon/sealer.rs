@@ -8,10 +8,11 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::outbox::native::{Which, seal_registrations};
+use crate::outbox::patiently;
 use crate::task::SealingKeys;
 
 /// Runs until `stop` is cancelled. Several daemons may: each row is locked by one of them.
-pub(super) async fn run(pool: Pool, keys: Arc<SealingKeys>, stop: CancellationToken) {
+pub(super) async fn run(pool: Pool, keys: Arc<SealingKeys>, patience: Duration, stop: CancellationToken) {
     let mut beat = interval(EVERY);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -19,7 +20,11 @@ pub(super) async fn run(pool: Pool, keys: Arc<SealingKeys>, stop: CancellationTo
             () = stop.cancelled() => return,
             _ = beat.tick() => {}
         }
-        match seal_registrations(&pool, &keys, Which::Plain).await {
+        let sealed = tokio::select! {
+            () = stop.cancelled() => return,
+            sealed = patiently(patience * 2, seal_registrations(&pool, &keys, Which::Plain)) => sealed,
+        };
+        match sealed.and_then(|sealed| sealed) {
             Ok(done) if done.rows > 0 => tracing::debug!(rows = done.rows, "registrations sealed"),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "plain registrations were not sealed"),

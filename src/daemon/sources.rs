@@ -21,8 +21,10 @@ pub async fn outboxes(
     sealing: Arc<SealingKeys>,
 ) -> anyhow::Result<(Outboxes, Duration)> {
     let schemes = if config.guard.allow_http { UrlSchemes::AllowHttp } else { UrlSchemes::HttpsOnly };
+    let (lease, patience) = (config.lease, config.database.patience());
     let options = NativeOptions {
-        lease: config.lease,
+        lease,
+        patience,
         horizon: config.horizon,
         schemes,
         sealing,
@@ -32,7 +34,7 @@ pub async fn outboxes(
     let Some(source) = &config.sealed else { return Ok((Outboxes::new(native, None), config.safety_poll)) };
     let keys = Arc::new(read_sdk_keys(&source.key_files)?);
     let rings = rings_our_bell(pool, source).await?;
-    let options = SealedOptions { table: source.table.clone(), lease: config.lease, schemes, keys };
+    let options = SealedOptions { table: source.table.clone(), lease, patience, schemes, keys };
     let sealed = SealedOutbox::new(pool.clone(), options);
     let poll = if rings { config.safety_poll } else { config.safety_poll.min(source.poll) };
     Ok((Outboxes::new(native, Some(sealed)), poll))

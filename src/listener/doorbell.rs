@@ -209,13 +209,14 @@ impl Porter {
             }
             lost = self.answer(&gate) => match lost {
                 DoorbellError::Database(error) => describe(&error),
+                DoorbellError::Silent => "no answer came".to_owned(),
                 DoorbellError::Unavailable => "the worker has gone".to_owned(),
             },
         }
     }
 
     async fn answer(&mut self, gate: &Gate<'_>) -> DoorbellError {
-        if let Err(error) = gate.set_up(PATIENCE).await {
+        if let Err(error) = promptly(gate.set_up(PATIENCE)).await {
             return error;
         }
         loop {
@@ -229,13 +230,13 @@ impl Porter {
             // A worker that no longer waits for its answer is no fault.
             let answered = match request {
                 Request::Close => self.close(gate).await,
-                Request::Open(answer) => gate.open().await.map(|horizon| {
+                Request::Open(answer) => promptly(gate.open()).await.map(|horizon| {
                     let _ = answer.send(horizon);
                 }),
-                Request::Passed(horizon, answer) => gate.passed(horizon).await.map(|passed| {
+                Request::Passed(horizon, answer) => promptly(gate.passed(horizon)).await.map(|passed| {
                     let _ = answer.send(passed);
                 }),
-                Request::HeldByAnother(answer) => gate.held_by_another().await.map(|held| {
+                Request::HeldByAnother(answer) => promptly(gate.held_by_another()).await.map(|held| {
                     let _ = answer.send(held);
                 }),
             };
@@ -248,7 +249,7 @@ impl Porter {
     /// Asks for the lock, again and again, until it is ours or something else is wanted.
     async fn close(&mut self, gate: &Gate<'_>) -> Result<(), DoorbellError> {
         let mut pause = MIN_PAUSE;
-        while !gate.close().await? {
+        while !promptly(gate.close()).await? {
             tokio::select! {
                 request = self.inbox.recv() => match request {
                     Some(Request::Close) => {}
@@ -265,12 +266,20 @@ impl Porter {
     }
 }
 
+/// A connection that does not answer such small questions has gone silent: another one is needed.
+async fn promptly<T>(step: impl Future<Output = Result<T, DoorbellError>>) -> Result<T, DoorbellError> {
+    timeout(STEP_PATIENCE, step).await.unwrap_or(Err(DoorbellError::Silent))
+}
+
 /// Why the doorbell could not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum DoorbellError {
     /// The connection failed.
     #[error("the doorbell's connection failed")]
     Database(#[from] tokio_postgres::Error),
+    /// No answer came.
+    #[error("the doorbell's connection has gone silent")]
+    Silent,
     /// There is no connection at the moment.
     #[error("the doorbell has no connection at the moment")]
     Unavailable,
@@ -288,6 +297,8 @@ const HELD: &str = "SELECT NOT pg_try_advisory_xact_lock_shared($1)";
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Well above the patience of a request for the lock that stands before ours.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+/// For one step, on a database that is merely slow.
+const STEP_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two requests; a seller's long transaction shares the lock until it ends.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_secs(2);

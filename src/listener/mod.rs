@@ -83,13 +83,16 @@ impl Listener {
             Ok(session) => session,
             Err(error) => return Lost::Connect(error),
         };
-        let own = match drive(&mut messages, client.query_one(OWN_PID, &[])).await {
-            Ok(row) => row.get::<_, i32>(0),
-            Err(lost) => return lost,
+        let subscribed = timeout(PROBE_PATIENCE, async {
+            let own = drive(&mut messages, client.query_one(OWN_PID, &[])).await?.get::<_, i32>(0);
+            drive(&mut messages, client.batch_execute(LISTEN)).await?;
+            Ok(own)
+        });
+        let own = match subscribed.await {
+            Ok(Ok(own)) => own,
+            Ok(Err(lost)) => return lost,
+            Err(_) => return Lost::Unanswered,
         };
-        if let Err(lost) = drive(&mut messages, client.batch_execute(LISTEN)).await {
-            return lost;
-        }
         self.wake(Wake::Connected);
         self.up.send_replace(true);
         loop {
@@ -181,6 +184,8 @@ enum Lost {
     Database(tokio_postgres::Error),
     #[error("the server closed the connection")]
     Closed,
+    #[error("no answer came to LISTEN")]
+    Unanswered,
     #[error("no notification came back from a probe: is there a pooler in transaction mode in between?")]
     Silent,
 }

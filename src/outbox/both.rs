@@ -41,9 +41,10 @@ impl Outbox for Outboxes {
             Ok(second) => {
                 claimed.transitions.extend(second.transitions);
                 claimed.claims.extend(second.claims);
+                claimed.fault = claimed.fault.or(second.fault);
             }
             // What was claimed must be attempted; the other table is asked again in a moment.
-            Err(error) => tracing::error!(%error, "one of the outboxes could not be read"),
+            Err(error) => claimed.fault = Some(error),
         }
         Ok(claimed)
     }
@@ -55,18 +56,22 @@ impl Outbox for Outboxes {
             rows.cloned().collect::<Vec<_>>()
         };
         let (native, theirs) = (of(Source::Native), of(Source::Sealed));
-        let (native, theirs) = tokio::try_join!(
+        let (first, second) = tokio::join!(
             async {
                 if native.is_empty() { Ok(SettledRows::default()) } else { self.native.settle(&native).await }
             },
             async {
                 if theirs.is_empty() { Ok(SettledRows::default()) } else { sealed.settle(&theirs).await }
             },
-        )?;
-        Ok(SettledRows {
-            lost: native.lost.into_iter().chain(theirs.lost).collect(),
-            expired: native.expired.into_iter().chain(theirs.expired).collect(),
-        })
+        );
+        let mut settled = SettledRows::default();
+        for (answer, asked) in [(first, native), (second, theirs)] {
+            match answer {
+                Ok(rows) => settled.extend(rows),
+                Err(error) => settled.unwritten(&asked.iter().collect::<Vec<_>>(), error),
+            }
+        }
+        Ok(settled)
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {

@@ -18,14 +18,18 @@
 pub mod native;
 pub mod sealed;
 mod both;
+mod loan;
 
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+use tokio_postgres::error::Severity;
 use uuid::Uuid;
 
 use crate::webhook::{FailureReason, Outcome, Prepared};
 
 pub use both::Outboxes;
+pub(crate) use loan::{Loan, patiently};
 pub use native::{CircuitPolicy, NativeOptions, NativeOutbox};
 pub use sealed::{SealedOptions, SealedOutbox};
 
@@ -122,6 +126,8 @@ pub struct Claimed {
     pub transitions: Vec<Transition>,
     /// Rows to attempt now.
     pub claims: Vec<Claim>,
+    /// Why there may be more than this. What stands above is ours all the same.
+    pub fault: Option<OutboxError>,
 }
 
 /// One state change of one task, to be observed once.
@@ -150,6 +156,8 @@ pub struct Claim {
     pub row: RowId,
     /// The right to settle it.
     pub lease: LeaseToken,
+    /// When the lease runs out at the earliest: counted from before we asked for it.
+    pub until: Instant,
     /// The task, for logs.
     pub task_id: String,
     /// Its type as stored.
@@ -172,12 +180,30 @@ pub struct Claim {
 }
 
 /// What became of the rows of a settle, where it was not what the verdict said.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct SettledRows {
     /// Their lease was lost: nothing was written, because somebody else has the row now.
     pub lost: Vec<RowId>,
     /// Released, but due only after their horizon: dead letters now.
     pub expired: Vec<RowId>,
+    /// Not written, as far as we know: to be tried again. `fault` says why.
+    pub unwritten: Vec<RowId>,
+    /// What kept rows from being written.
+    pub fault: Option<OutboxError>,
+}
+
+impl SettledRows {
+    fn unwritten(&mut self, settlements: &[&Settlement], fault: OutboxError) {
+        self.unwritten.extend(settlements.iter().map(|settlement| settlement.row));
+        self.fault = Some(fault);
+    }
+
+    fn extend(&mut self, more: Self) {
+        self.lost.extend(more.lost);
+        self.expired.extend(more.expired);
+        self.unwritten.extend(more.unwritten);
+        self.fault = self.fault.take().or(more.fault);
+    }
 }
 
 /// The end of one attempt.
@@ -252,6 +278,24 @@ pub enum OutboxError {
     /// A statement failed.
     #[error("the database refused a statement")]
     Database(#[from] tokio_postgres::Error),
+    /// No answer, although the server ends statements that take too long.
+    #[error("the database does not answer")]
+    Silent,
+}
+
+impl OutboxError {
+    /// Whether what was asked may have been done all the same: the answer was lost, or its
+    /// session ended.
+    #[must_use]
+    pub fn leaves_doubt(&self) -> bool {
+        match self {
+            Self::Pool(_) => false,
+            Self::Silent => true,
+            Self::Database(error) => error.as_db_error().is_none_or(|answer| {
+                matches!(answer.parsed_severity(), Some(Severity::Fatal | Severity::Panic))
+            }),
+        }
+    }
 }
 
 /// A number for a column that is narrower: at the limit it stays there.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::judge::{Facts, RetryPolicy};
 use crate::metrics as names;
-use crate::outbox::{Attempt, Claim, LeaseToken, RowId, Settlement};
+use crate::outbox::{Attempt, Claim, LeaseToken, RowId, Settlement, Verdict};
 use crate::task::Authentication;
 use crate::webhook::{FailureReason, Outcome, Prepared, Sender, Signer};
 
@@ -32,6 +32,20 @@ pub(super) struct Means<W> {
 pub(super) struct Settled {
     pub(super) settlement: Settlement,
     pub(super) owed_for: Duration,
+    /// When its lease runs out at the earliest.
+    pub(super) until: Instant,
+    pub(super) writing: Writing,
+}
+
+/// How far the settlement has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writing {
+    /// Not tried yet.
+    Due,
+    /// Tried, and not written.
+    Refused,
+    /// Tried, and perhaps written: the answer was lost.
+    InDoubt,
 }
 
 /// What an attempt needs of its claim.
@@ -41,6 +55,7 @@ pub(super) struct Ticket {
     attempt: u32,
     since_first: Duration,
     owed_for: Duration,
+    until: Instant,
 }
 
 impl Ticket {
@@ -51,6 +66,7 @@ impl Ticket {
             attempt: claim.attempt,
             since_first: claim.since_first,
             owed_for: claim.owed_for,
+            until: claim.until,
         }
     }
 }
@@ -58,6 +74,14 @@ impl Ticket {
 /// One attempt, from the prepared webhook to its settlement.
 pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, ticket: Ticket) -> Settled {
     let (started_at, began) = (means.world.now(), Instant::now());
+    if began + means.deadline > ticket.until {
+        // We were held up since the claim, perhaps frozen: it would outlive its lease.
+        tracing::warn!("too late to begin inside the lease, given back");
+        let Ticket { row, lease, owed_for, until, .. } = ticket;
+        let verdict = Verdict::Unclaim { after: Duration::ZERO };
+        let settlement = Settlement { row, lease, verdict, reason: None, attempt: None };
+        return Settled { settlement, owed_for, until, writing: Writing::Due };
+    }
     let outcome = means.sender.send(prepared, &means.signer, started_at, means.deadline).await;
     let duration = began.elapsed();
     let facts = Facts {
@@ -94,6 +118,8 @@ pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, tic
     );
     Settled {
         owed_for: ticket.owed_for + duration,
+        until: ticket.until,
+        writing: Writing::Due,
         settlement: Settlement {
             row: ticket.row,
             lease: ticket.lease,
@@ -125,6 +151,8 @@ pub(super) fn unsent<W: World>(outcome: &Outcome, claim: &Claim, policy: &RetryP
     }
     Settled {
         owed_for: claim.owed_for,
+        until: claim.until,
+        writing: Writing::Due,
         settlement: Settlement { row: claim.row, lease: claim.lease, verdict, reason, attempt: None },
     }
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use metrics::{counter, histogram};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -27,9 +27,8 @@ use crate::outbox::{
 };
 use crate::webhook::{FailureReason, Sender, Signer};
 
+use attempt::{Means, Settled, Ticket, Writing, attempt, unsent};
 use egress::Egress;
-
-use attempt::{Means, Settled, Ticket, attempt, unsent};
 
 pub use attempt::World;
 pub use judge::{Facts, RetryPolicy};
@@ -136,9 +135,17 @@ impl<O: Outbox, W: World> Worker<O, W> {
     pub async fn run(mut self, stop: CancellationToken) {
         self.wake_up("connected");
         loop {
-            let turn = self.turn().await;
-            self.outbox_up.send_if_modified(|up| std::mem::replace(up, turn.is_ok()) != turn.is_ok());
-            let next_look = match turn {
+            let turned = tokio::select! {
+                turned = self.turn() => turned,
+                // A database that does not answer must not hold up a stop.
+                () = long_after(&stop) => {
+                    // What it was settling may have been written.
+                    self.finished.iter_mut().for_each(|ended| ended.writing = Writing::InDoubt);
+                    break;
+                }
+            };
+            self.outbox_up.send_if_modified(|up| std::mem::replace(up, turned.is_ok()) != turned.is_ok());
+            let next_look = match turned {
                 Ok(found) => self.after(found).await,
                 Err(error) => {
                     tracing::error!(error = %chain(&error), "the outbox could not be read or written");
@@ -163,34 +170,47 @@ impl<O: Outbox, W: World> Worker<O, W> {
         while let Some(ended) = self.attempts.try_join_next_with_id() {
             self.collect(ended);
         }
+        // What cannot be settled keeps its slot: otherwise a database that only reads would have
+        // us send, forget and send again.
+        let held_up = self.finished.iter().filter(|ended| ended.writing != Writing::Due).count();
         let room = Room {
-            rows: self.settings.concurrency.saturating_sub(self.attempts.len()),
+            rows: self.settings.concurrency.saturating_sub(self.attempts.len() + held_up),
             per_lane: self.settings.per_lane,
             in_flight: self.in_flight.iter().map(|(lane, n)| (lane.clone(), *n)).collect(),
             retries: self.retries_in_flight() < self.settings.concurrency * 3 / 4,
         };
+        let outbox = self.outbox.clone();
+        let (settled, claimed) = tokio::join!(self.settle(), outbox.claim(&room));
+        let found = match claimed {
+            Ok(mut claimed) => {
+                let fault = claimed.fault.take();
+                let found = self.start(claimed, room.rows).await;
+                fault.map_or(Ok(found), Err)
+            }
+            Err(error) => Err(error),
+        };
+        settled.and(found)
+    }
+
+    /// Writes what has finished. What could not be written is tried again on the next turn,
+    /// until its lease runs out: after that it is somebody else's.
+    async fn settle(&mut self) -> Result<(), OutboxError> {
+        if self.finished.is_empty() {
+            return Ok(());
+        }
         let settlements: Vec<Settlement> =
             self.finished.iter().map(|ended| ended.settlement.clone()).collect();
-        let (rows, claimed) = tokio::join!(
-            async {
-                match settlements.is_empty() {
-                    true => Ok(SettledRows::default()),
-                    false => self.outbox.settle(&settlements).await,
-                }
+        let mut rows = match self.outbox.settle(&settlements).await {
+            Ok(rows) => rows,
+            Err(error) => SettledRows {
+                unwritten: settlements.iter().map(|settlement| settlement.row).collect(),
+                fault: Some(error),
+                ..SettledRows::default()
             },
-            self.outbox.claim(&room),
-        );
-        // A settle that failed is tried again on the next turn; until its lease runs out it is ours.
-        match rows {
-            Ok(rows) => self.settled(&rows),
-            Err(error) => {
-                if let Ok(claimed) = claimed {
-                    self.start(claimed, room.rows).await;
-                }
-                return Err(error);
-            }
-        }
-        Ok(self.start(claimed?, room.rows).await)
+        };
+        let fault = rows.fault.take();
+        self.settled(&rows, fault.as_ref().is_some_and(OutboxError::leaves_doubt));
+        fault.map_or(Ok(()), Err)
     }
 
     /// Attempts in flight that are not the first of their row.
@@ -369,6 +389,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 let reason = error.is_panic().then_some(FailureReason::Internal);
                 Settled {
                     owed_for: claim.owed_for,
+                    until: claim.until,
+                    writing: Writing::Due,
                     settlement: Settlement {
                         row: claim.row,
                         lease: claim.lease,
@@ -397,47 +419,69 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 
     /// Counts what was written; forgets what is settled or lost.
-    fn settled(&mut self, rows: &SettledRows) {
-        for ended in self.finished.drain(..) {
-            if rows.lost.contains(&ended.settlement.row) {
+    fn settled(&mut self, rows: &SettledRows, doubt: bool) {
+        for mut ended in std::mem::take(&mut self.finished) {
+            let row = ended.settlement.row;
+            if rows.unwritten.contains(&row) && Instant::now() < ended.until {
+                if ended.writing != Writing::InDoubt {
+                    ended.writing = if doubt { Writing::InDoubt } else { Writing::Refused };
+                }
+                self.finished.push(ended);
+            } else if rows.unwritten.contains(&row)
+                || (rows.lost.contains(&row) && ended.writing != Writing::InDoubt)
+            {
                 counter!(names::LEASES_LOST).increment(1);
-                tracing::warn!(
-                    row.id = ended.settlement.row.id,
-                    "the lease was lost before the attempt was settled"
-                );
-            } else if rows.expired.contains(&ended.settlement.row) {
+                tracing::warn!(row.id = row.id, "the lease was lost before the attempt was settled");
+            } else if rows.expired.contains(&row) {
                 names::observe_expired(1);
             } else {
+                // Also one that an earlier try had written without our hearing of it.
                 names::observe_verdict(ended.settlement.verdict, ended.owed_for);
             }
         }
     }
 
+    /// Settles what ends within the grace, and gives the rest back. What cannot be written until
+    /// then is repeated when its lease runs out.
     async fn drain(mut self) {
         let deadline = Instant::now() + self.settings.grace;
-        while !self.attempts.is_empty() {
-            tokio::select! {
-                Some(ended) = self.attempts.join_next_with_id() => self.collect(ended),
-                () = sleep_until(deadline) => self.attempts.abort_all(),
-            }
+        loop {
             if Instant::now() >= deadline {
+                self.attempts.abort_all();
                 while let Some(ended) = self.attempts.join_next_with_id().await {
                     self.collect(ended);
                 }
             }
-        }
-        if self.finished.is_empty() {
-            return;
-        }
-        let settlements: Vec<Settlement> =
-            self.finished.iter().map(|ended| ended.settlement.clone()).collect();
-        match self.outbox.settle(&settlements).await {
-            Ok(rows) => self.settled(&rows),
-            Err(error) => {
-                tracing::error!(error = %chain(&error), rows = settlements.len(), "not settled; repeated when their leases run out");
+            while let Some(ended) = self.attempts.try_join_next_with_id() {
+                self.collect(ended);
+            }
+            let last_try = deadline.max(Instant::now() + LAST_TRY);
+            let written = match timeout_at(last_try, self.settle()).await {
+                Ok(written) => written,
+                Err(_) => Err(OutboxError::Silent),
+            };
+            if let Err(error) = written {
+                tracing::error!(error = %chain(&error), rows = self.finished.len(), "not settled");
+                if Instant::now() >= deadline {
+                    return;
+                }
+            }
+            if self.attempts.is_empty() && self.finished.is_empty() {
+                return;
+            }
+            let again = if self.finished.is_empty() { deadline } else { Instant::now() + OUTAGE_PAUSE };
+            tokio::select! {
+                Some(ended) = self.attempts.join_next_with_id() => self.collect(ended),
+                () = sleep_until(again.min(deadline)) => {}
             }
         }
     }
+}
+
+/// Completes a while after the stop was asked for.
+async fn long_after(stop: &CancellationToken) {
+    stop.cancelled().await;
+    sleep(STOP_PATIENCE).await;
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -458,4 +502,8 @@ const MIN_DUE_PAUSE: Duration = Duration::from_millis(50);
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
 /// While every destination fails.
 const NO_WAY_OUT: Duration = Duration::from_secs(10);
+/// A turn is over in milliseconds, unless the database does not answer.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// When the grace is over, for giving back what was still in flight.
+const LAST_TRY: Duration = Duration::from_secs(2);
 const PANIC_DELAY: Duration = Duration::from_secs(60);

@@ -26,6 +26,7 @@ mod registry_conformance;
 mod schema;
 mod keys;
 mod lanes;
+mod leases;
 mod sealed;
 mod sealing;
 mod sellers;

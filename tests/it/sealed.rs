@@ -88,6 +88,7 @@ fn sealed_with(database: &TestDatabase, keys: &[&[u8]]) -> SealedOutbox {
     let options = SealedOptions {
         table: "adcp_task_webhook_outbox".to_owned(),
         lease: Duration::from_secs(60),
+        patience: Duration::from_secs(30),
         schemes: UrlSchemes::HttpsOnly,
         keys: Arc::new(SdkKeys::parse(keys.iter().copied()).unwrap()),
     };

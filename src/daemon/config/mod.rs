@@ -158,6 +158,17 @@ pub struct Database {
     pub ca_file: Option<PathBuf>,
 }
 
+impl Database {
+    /// How long an answer is waited for: the server has ended the statement before that, so a
+    /// connection that is still silent will never answer.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.statement_timeout + ANSWER_MARGIN
+    }
+}
+
+const ANSWER_MARGIN: Duration = Duration::from_secs(3);
+
 /// What is measured.
 #[derive(Debug, Clone)]
 pub struct Metrics {

@@ -12,13 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Object, Pool};
+use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 use uuid::Uuid;
 
 use super::{
-    Claim, Claimed, Lane, LeaseToken, Outbox, OutboxError, Room, RowId, SettledRows, Settlement, Transition,
-    Verdict,
+    Claim, Claimed, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows, Settlement,
+    Transition, Verdict, patiently,
 };
 use crate::task::{SealingKeys, UrlSchemes};
 
@@ -32,6 +33,7 @@ pub struct NativeOutbox {
     lease: Duration,
     horizon: Duration,
     circuits: CircuitPolicy,
+    patience: Duration,
     preparer: Preparer,
     /// The lane and account where the last walk ended; the next one goes on after it.
     cursor: Mutex<Option<(String, String)>>,
@@ -61,6 +63,8 @@ pub struct NativeOptions {
     pub lease: Duration,
     /// A row is given up so long after its first attempt.
     pub horizon: Duration,
+    /// How long an answer of the database is waited for; longer than its own limit on statements.
+    pub patience: Duration,
     /// Which URLs may be called.
     pub schemes: UrlSchemes,
     /// Open sealed registrations.
@@ -73,28 +77,26 @@ impl NativeOutbox {
     /// An outbox on a pool of connections.
     #[must_use]
     pub fn new(pool: Pool, options: NativeOptions) -> Self {
-        let NativeOptions { lease, horizon, schemes, sealing, circuits } = options;
+        let NativeOptions { lease, horizon, patience, schemes, sealing, circuits } = options;
         let preparer = Preparer { schemes, sealing };
-        Self { pool, lease, horizon, circuits, preparer, cursor: Mutex::new(None) }
+        Self { pool, lease, horizon, circuits, patience, preparer, cursor: Mutex::new(None) }
     }
 
-    /// Moves transitions into the journal and claims rows, going on where the last walk ended until
-    /// something was found or every lane was visited.
-    async fn rows(&self, room: &Room) -> Result<(Vec<Row>, Vec<Row>, Uuid), OutboxError> {
-        let client = self.pool.get().await?;
+    /// Moves transitions into the journal and claims rows, each as far as its statement succeeded.
+    async fn rows(&self, client: &Object, room: &Room, token: Uuid) -> Result<[Rows; 2], OutboxError> {
         let (journal, claim) =
             tokio::try_join!(client.prepare_cached(JOURNAL), client.prepare_cached(CLAIM))?;
-        let token = Uuid::new_v4();
         // In this order on the wire: the journal's statement runs first, so that the change
         // before a terminal one is in the journal when the claim looks for it.
         let journal_parameters: [&(dyn ToSql + Sync); 1] = [&JOURNAL_ROWS];
-        let (transitions, claims) = tokio::try_join!(client.query(&journal, &journal_parameters), async {
+        // Each commits by itself: what one of them gave counts although the other failed.
+        let (transitions, claims) = tokio::join!(client.query(&journal, &journal_parameters), async {
             match room.rows {
                 0 => Ok(Vec::new()),
-                _ => self.walk(&client, &claim, room, token).await,
+                _ => self.walk(client, &claim, room, token).await,
             }
-        })?;
-        Ok((transitions, claims, token))
+        });
+        Ok([transitions, claims])
     }
 
     async fn walk(
@@ -204,11 +206,12 @@ impl NativeOutbox {
         Ok(rows.iter().map(|row| (RowId::native(row.get(0)), row.get(1))).collect())
     }
 
-    fn claim_of(&self, row: &Row, token: Uuid) -> Claim {
+    fn claim_of(&self, row: &Row, token: Uuid, until: Instant) -> Claim {
         let seconds = |column: usize| Duration::from_secs_f64(row.get::<_, f64>(column).max(0.0));
         Claim {
             row: RowId::native(row.get(0)),
             lease: LeaseToken(token),
+            until,
             task_id: row.get(2),
             task_type: row.get(3),
             lane: Lane(row.get(10)),
@@ -224,48 +227,88 @@ impl NativeOutbox {
 
 impl Outbox for NativeOutbox {
     async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
-        let (transitions, claims, token) = self.rows(room).await?;
-        let unseen = claims.iter().filter(|row| row.get(UNSEEN));
-        Ok(Claimed {
-            transitions: transitions.iter().chain(unseen).map(transition).collect(),
-            claims: claims.iter().map(|row| self.claim_of(row, token)).collect(),
-        })
+        let client = Loan::of(&self.pool).await?;
+        let (token, until) = (Uuid::new_v4(), Instant::now() + self.lease);
+        let [transitions, claims] = patiently(self.patience, self.rows(&client, room, token)).await??;
+        client.give_back();
+        let mut claimed = Claimed::default();
+        match transitions {
+            Ok(rows) => claimed.transitions.extend(rows.iter().map(transition)),
+            Err(error) => claimed.fault = Some(error.into()),
+        }
+        match claims {
+            Ok(rows) => {
+                claimed.transitions.extend(rows.iter().filter(|row| row.get(UNSEEN)).map(transition));
+                claimed.claims.extend(rows.iter().map(|row| self.claim_of(row, token, until)));
+            }
+            Err(error) => claimed.fault = Some(error.into()),
+        }
+        Ok(claimed)
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<SettledRows, OutboxError> {
-        let client = self.pool.get().await?;
+        let client = Loan::of(&self.pool).await?;
         let (delivered, others): (Vec<&Settlement>, Vec<&Settlement>) = settlements
             .iter()
             .partition(|settlement| matches!(settlement.verdict, Verdict::Acknowledge | Verdict::Supersede));
-        let (delivered, others) =
-            tokio::try_join!(self.acknowledge(&client, &delivered), self.release(&client, &others))?;
-        let expired = others.iter().filter(|(_, expired)| *expired).map(|(row, _)| *row).collect();
-        let written: HashSet<RowId> = others.into_iter().map(|(row, _)| row).chain(delivered).collect();
-        let lost = settlements
-            .iter()
-            .map(|settlement| settlement.row)
-            .filter(|row| !written.contains(row))
-            .collect();
-        Ok(SettledRows { lost, expired })
+        let (acknowledged, released) = tokio::join!(
+            patiently(self.patience, self.acknowledge(&client, &delivered)),
+            patiently(self.patience, self.release(&client, &others)),
+        );
+        if acknowledged.is_ok() && released.is_ok() {
+            client.give_back();
+        }
+        let mut settled = SettledRows::default();
+        let mut written: HashSet<RowId> = HashSet::new();
+        // Each commits by itself: what one of them wrote is written although the other failed.
+        match acknowledged.and_then(|answer| answer) {
+            Ok(rows) => written.extend(rows),
+            Err(error) => settled.unwritten(&delivered, error),
+        }
+        match released.and_then(|answer| answer) {
+            Ok(rows) => {
+                settled.expired.extend(rows.iter().filter(|(_, expired)| *expired).map(|(row, _)| *row));
+                written.extend(rows.into_iter().map(|(row, _)| row));
+            }
+            Err(error) => settled.unwritten(&others, error),
+        }
+        written.extend(&settled.unwritten);
+        let rows = settlements.iter().map(|settlement| settlement.row);
+        settled.lost.extend(rows.filter(|row| !written.contains(row)));
+        Ok(settled)
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
-        let client = self.pool.get().await?;
-        let statement = client.prepare_cached(NEXT_DUE).await?;
-        let row = client.query_opt(&statement, &[]).await?;
-        Ok(row.map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0))))
+        let client = Loan::of(&self.pool).await?;
+        let row = patiently(self.patience, async {
+            let statement = client.prepare_cached(NEXT_DUE).await?;
+            client.query_opt(&statement, &[]).await
+        })
+        .await?;
+        client.give_back();
+        Ok(row?.map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0))))
     }
 
     async fn expire(&self) -> Result<u64, OutboxError> {
-        let client = self.pool.get().await?;
-        let statement = client.prepare_cached(EXPIRE).await?;
-        Ok(client.execute(&statement, &[&EXPIRE_ROWS]).await?)
+        let client = Loan::of(&self.pool).await?;
+        let expired = patiently(self.patience, async {
+            let statement = client.prepare_cached(EXPIRE).await?;
+            client.execute(&statement, &[&EXPIRE_ROWS]).await
+        })
+        .await?;
+        client.give_back();
+        Ok(expired?)
     }
 
     async fn ring(&self) -> Result<(), OutboxError> {
-        Ok(self.pool.get().await?.batch_execute(super::RING).await?)
+        let client = Loan::of(&self.pool).await?;
+        let rung = patiently(self.patience, client.batch_execute(super::RING)).await?;
+        client.give_back();
+        Ok(rung?)
     }
 }
+
+type Rows = Result<Vec<Row>, tokio_postgres::Error>;
 
 /// Settlements as columns, because a batch is one statement over arrays.
 #[derive(Default)]

@@ -3,7 +3,7 @@
 use deadpool_postgres::Pool;
 use tokio_postgres::Row;
 
-use super::super::OutboxError;
+use super::super::{Loan, OutboxError};
 use crate::task::{Binding, OpenError, Sealed, SealingKeys, Secrets};
 
 /// Which registrations are sealed anew.
@@ -36,7 +36,7 @@ pub async fn seal_registrations(
 ) -> Result<Resealed, OutboxError> {
     let mut done = Resealed::default();
     let Some(current) = keys.current() else { return Ok(done) };
-    let mut client = pool.get().await?;
+    let mut client = Loan::of(pool).await?;
     loop {
         let transaction = client.transaction().await?;
         let statement = transaction.prepare_cached(PLAIN).await?;
@@ -60,6 +60,8 @@ pub async fn seal_registrations(
         }
         done.unopenable = unopenable;
         if task_ids.is_empty() {
+            transaction.commit().await?;
+            client.give_back();
             return Ok(done);
         }
         let statement = transaction.prepare_cached(SEAL).await?;

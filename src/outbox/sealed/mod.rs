@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::Pool;
+use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::{Claim, Claimed, Lane, LeaseToken, Outbox, OutboxError, Room, RowId, SettledRows, Settlement};
-use super::{Source, Verdict};
+use super::{Claim, Claimed, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows};
+use super::{Settlement, Source, Verdict, patiently};
 use crate::task::{SdkKeys, UrlSchemes};
 use crate::webhook::FailureReason;
 
@@ -27,6 +28,7 @@ use prepare::Preparer;
 pub struct SealedOutbox {
     pool: Pool,
     lease: Duration,
+    patience: Duration,
     preparer: Preparer,
     sql: Statements,
 }
@@ -38,6 +40,8 @@ pub struct SealedOptions {
     pub table: String,
     /// How long a claim is good for; the SDK wants at least 2 s.
     pub lease: Duration,
+    /// How long an answer of the database is waited for; longer than its own limit on statements.
+    pub patience: Duration,
     /// Which URLs may be called.
     pub schemes: UrlSchemes,
     /// The application keys of the SDK's processes.
@@ -55,7 +59,7 @@ impl SealedOutbox {
     /// An outbox on a pool of connections.
     #[must_use]
     pub fn new(pool: Pool, options: SealedOptions) -> Self {
-        let SealedOptions { table, lease, schemes, keys } = options;
+        let SealedOptions { table, lease, patience, schemes, keys } = options;
         let named = |sql: &str| sql.replace(TABLE, &table);
         let sql = Statements {
             claim: named(CLAIM),
@@ -63,14 +67,15 @@ impl SealedOutbox {
             settle: named(SETTLE),
             next_due: named(NEXT_DUE),
         };
-        Self { pool, lease, preparer: Preparer { schemes, keys }, sql }
+        Self { pool, lease, patience, preparer: Preparer { schemes, keys }, sql }
     }
 
-    fn claim_of(&self, row: &Row, token: Uuid) -> Claim {
+    fn claim_of(&self, row: &Row, token: Uuid, until: Instant) -> Claim {
         let seconds = |column: usize| Duration::from_secs_f64(row.get::<_, f64>(column).max(0.0));
         Claim {
             row: RowId::sealed(row.get(0)),
             lease: LeaseToken(token),
+            until,
             task_id: row.get(1),
             task_type: row.get(3),
             lane: Lane(row.get(12)),
@@ -89,71 +94,103 @@ impl Outbox for SealedOutbox {
         if room.rows == 0 {
             return Ok(Claimed::default());
         }
-        let client = self.pool.get().await?;
-        let (expire, claim) = tokio::try_join!(
-            client.prepare_cached(&self.sql.expire),
-            client.prepare_cached(&self.sql.claim)
-        )?;
-        let token = Uuid::new_v4();
+        let client = Loan::of(&self.pool).await?;
+        let (token, until) = (Uuid::new_v4(), Instant::now() + self.lease);
         let (lanes, counts): (Vec<&str>, Vec<i64>) =
             room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
         let (rows, per_lane) = (count(room.rows), count(room.per_lane));
         let (text, lease) = (token.simple().to_string(), self.lease.as_secs_f64());
-        // In this order on the wire, as the SDK's: expire, then claim.
         let parameters: [&(dyn ToSql + Sync); 6] = [&rows, &per_lane, &lanes, &counts, &text, &lease];
-        let (_, rows) = tokio::try_join!(
-            client.execute(&expire, &[&EXPIRE_ROWS as &(dyn ToSql + Sync)]),
-            client.query(&claim, &parameters),
-        )?;
+        let (expired, rows) = patiently(self.patience, async {
+            let (expire, claim) = tokio::try_join!(
+                client.prepare_cached(&self.sql.expire),
+                client.prepare_cached(&self.sql.claim)
+            )?;
+            // In this order on the wire, as the SDK's: expire, then claim. Each commits by itself.
+            Ok::<_, OutboxError>(tokio::join!(
+                client.execute(&expire, &[&EXPIRE_ROWS as &(dyn ToSql + Sync)]),
+                client.query(&claim, &parameters),
+            ))
+        })
+        .await??;
+        client.give_back();
         Ok(Claimed {
             transitions: Vec::new(),
-            claims: rows.iter().map(|row| self.claim_of(row, token)).collect(),
+            claims: rows?.iter().map(|row| self.claim_of(row, token, until)).collect(),
+            fault: expired.err().map(OutboxError::from),
         })
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<SettledRows, OutboxError> {
-        let client = self.pool.get().await?;
-        let statement = client.prepare_cached(&self.sql.settle).await?;
+        let client = Loan::of(&self.pool).await?;
         let columns = Columns::of(settlements);
-        let rows = client
-            .query(
-                &statement,
-                &[
-                    &columns.rows,
-                    &columns.tokens,
-                    &columns.verdicts,
-                    &columns.delays,
-                    &columns.statuses,
-                    &columns.last_errors,
-                    &columns.started_at,
-                    &columns.duration_ms,
-                    &columns.reasons,
-                    &columns.body_bytes,
-                ],
-            )
-            .await?;
-        let written: HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();
-        let expired = rows.iter().filter(|row| row.get(1)).map(|row| RowId::sealed(row.get(0))).collect();
-        let lost = settlements.iter().map(|settlement| settlement.row);
-        let lost = lost.filter(|row| row.source == Source::Sealed && !written.contains(&row.id)).collect();
-        Ok(SettledRows { lost, expired })
+        let answer = patiently(self.patience, async {
+            let statement = client.prepare_cached(&self.sql.settle).await?;
+            client
+                .query(
+                    &statement,
+                    &[
+                        &columns.rows,
+                        &columns.tokens,
+                        &columns.verdicts,
+                        &columns.delays,
+                        &columns.statuses,
+                        &columns.last_errors,
+                        &columns.started_at,
+                        &columns.duration_ms,
+                        &columns.reasons,
+                        &columns.body_bytes,
+                    ],
+                )
+                .await
+        })
+        .await;
+        if answer.is_ok() {
+            client.give_back();
+        }
+        let mut settled = SettledRows::default();
+        match answer.and_then(|rows| rows.map_err(OutboxError::from)) {
+            Ok(rows) => {
+                let written: HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();
+                let expired = rows.iter().filter(|row| row.get(1)).map(|row| RowId::sealed(row.get(0)));
+                settled.expired.extend(expired);
+                let ours = settlements.iter().map(|settlement| settlement.row);
+                settled
+                    .lost
+                    .extend(ours.filter(|row| row.source == Source::Sealed && !written.contains(&row.id)));
+            }
+            Err(error) => settled.unwritten(&settlements.iter().collect::<Vec<_>>(), error),
+        }
+        Ok(settled)
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
-        let client = self.pool.get().await?;
-        let statement = client.prepare_cached(&self.sql.next_due).await?;
-        let row = client.query_opt(&statement, &[]).await?;
-        Ok(row.map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0))))
+        let client = Loan::of(&self.pool).await?;
+        let row = patiently(self.patience, async {
+            let statement = client.prepare_cached(&self.sql.next_due).await?;
+            client.query_opt(&statement, &[]).await
+        })
+        .await?;
+        client.give_back();
+        Ok(row?.map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0))))
     }
 
     async fn expire(&self) -> Result<u64, OutboxError> {
-        let client = self.pool.get().await?;
-        let statement = client.prepare_cached(&self.sql.expire).await?;
-        Ok(client.execute(&statement, &[&EXPIRE_ROWS]).await?)
+        let client = Loan::of(&self.pool).await?;
+        let expired = patiently(self.patience, async {
+            let statement = client.prepare_cached(&self.sql.expire).await?;
+            client.execute(&statement, &[&EXPIRE_ROWS]).await
+        })
+        .await?;
+        client.give_back();
+        Ok(expired?)
     }
 
     async fn ring(&self) -> Result<(), OutboxError> {
-        Ok(self.pool.get().await?.batch_execute(super::RING).await?)
+        let client = Loan::of(&self.pool).await?;
+        let rung = patiently(self.patience, client.batch_execute(super::RING)).await?;
+        client.give_back();
+        Ok(rung?)
     }
 }
 

@@ -131,6 +131,7 @@ pub fn outbox_with(
     let options = NativeOptions {
         lease: Duration::from_secs(60),
         horizon: Duration::from_secs(86_400),
+        patience: Duration::from_secs(5),
         schemes: UrlSchemes::HttpsOnly,
         sealing,
         circuits,

@@ -2,11 +2,14 @@
 
 pub mod daemon;
 pub mod properties;
+#[path = "../../chaos/proxy.rs"]
+#[allow(dead_code, reason = "the chaos test uses more of it")]
+pub mod proxy;
 pub mod receiver;
+mod scratch;
 pub mod scripted;
 pub mod tls;
 
-use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,10 +18,12 @@ use deadpool_postgres::Pool;
 use secrecy::SecretString;
 use taskbell::daemon::config::Database;
 use taskbell::daemon::database::Connector;
-use taskbell::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres, usable_directory};
+use taskbell::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use taskbell::migrations;
-use tempfile::TempDir;
 use tokio_postgres::Client;
+
+use proxy::Proxy;
+pub use scratch::scratch;
 
 /// The server ends and its directory goes when this process does, however it ends: see
 /// [`EmbeddedPostgres`].
@@ -37,15 +42,6 @@ fn cluster() -> &'static EmbeddedPostgres {
         })
         .expect("a PostgreSQL server for the tests")
     })
-}
-
-/// A new directory that the server's user can reach, as root too.
-pub fn scratch(prefix: &str) -> TempDir {
-    let wanted = std::env::temp_dir();
-    let usable = usable_directory(&wanted.join("taskbell-test-000000")).unwrap();
-    let parent = if usable.starts_with(wanted.canonicalize().unwrap()) { wanted } else { "/tmp".into() };
-    let open = std::fs::Permissions::from_mode(0o755);
-    tempfile::Builder::new().prefix(prefix).permissions(open).tempdir_in(parent).unwrap()
 }
 
 /// A database of one test's own.
@@ -77,6 +73,15 @@ impl TestDatabase {
     /// The same database under another connection string.
     pub fn at(dsn: &str) -> Self {
         Self { connector: connector(dsn), dsn: dsn.to_owned() }
+    }
+
+    /// The same database behind a network of the test's own.
+    pub async fn behind_a_proxy(&self) -> (Self, Proxy) {
+        let socket = self.dsn.split('\'').nth(1).unwrap();
+        let proxy = Proxy::start(format!("{socket}/.s.PGSQL.5432").into()).await;
+        let (_, rest) = self.dsn.split_once(" user=").unwrap();
+        let dsn = format!("host=127.0.0.1 port={} sslmode=disable user={rest}", proxy.port);
+        (Self { connector: connector(&dsn), dsn }, proxy)
     }
 
     pub async fn client(&self) -> Client {
