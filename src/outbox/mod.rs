@@ -18,6 +18,7 @@
 pub mod native;
 pub mod sealed;
 mod both;
+mod columns;
 mod loan;
 
 use std::time::{Duration, SystemTime};
@@ -27,6 +28,8 @@ use tokio_postgres::error::Severity;
 use uuid::Uuid;
 
 use crate::webhook::{FailureReason, Outcome, Prepared};
+
+use columns::Columns;
 
 pub use both::Outboxes;
 pub(crate) use loan::{Loan, patiently};
@@ -296,11 +299,6 @@ impl OutboxError {
             }),
         }
     }
-}
-
-/// A number for a column that is narrower: at the limit it stays there.
-fn clamp(n: impl TryInto<i32>) -> i32 {
-    n.try_into().unwrap_or(i32::MAX)
 }
 
 /// Wakes whoever sleeps; rung from a connection of our own, never in a seller's transaction.

@@ -5,6 +5,7 @@
 //! connection is held while a request is on the wire. How the loop sleeps is told in
 //! [`crate::listener::Doorbell`]; the states here are its states.
 
+mod sleep;
 mod attempt;
 mod judge;
 mod egress;
@@ -20,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::listener::{Doorbell, Horizon, Wake};
+use crate::listener::{Doorbell, Wake};
 use crate::metrics::{self as names, TaskTypes};
 use crate::outbox::{
     Claim, Claimed, Lane, Outbox, OutboxError, Room, SettledRows, Settlement, Transition, Verdict,
@@ -29,6 +30,7 @@ use crate::webhook::{FailureReason, Sender, Signer};
 
 use attempt::{Means, Settled, Ticket, Writing, attempt, unsent};
 use egress::Egress;
+use sleep::Phase;
 
 pub use attempt::World;
 pub use judge::{Facts, RetryPolicy};
@@ -73,23 +75,6 @@ pub struct Worker<O, W> {
     last_busy: Instant,
     /// What the timer of an asleep worker stands for.
     alarm: &'static str,
-}
-
-/// Where the worker stands between two looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// The bell is silent, or was asked to be; we look by ourselves.
-    Awake,
-    /// The bell rings again, but transactions that stayed silent may still be open.
-    Settling {
-        horizon: Horizon,
-        pause: Duration,
-        /// Whether the horizon had passed before the last look.
-        passed: bool,
-    },
-    /// Only the bell, a due row or the safety poll wakes us. `watchful` while another daemon
-    /// keeps the bell silent: we would not hear of rows if it were killed.
-    Asleep { watchful: bool },
 }
 
 impl<O: Outbox, W: World> Worker<O, W> {
@@ -216,88 +201,6 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Attempts in flight that are not the first of their row.
     fn retries_in_flight(&self) -> usize {
         self.started.values().filter(|(_, claim)| claim.attempt > 1).count()
-    }
-
-    /// Decides when to look next.
-    async fn after(&mut self, found: bool) -> Instant {
-        let now = Instant::now();
-        if found {
-            self.last_busy = now;
-            if matches!(self.phase, Phase::Asleep { .. }) {
-                counter!(names::WAKEUPS, "cause" => self.alarm).increment(1);
-            }
-            self.stay_awake();
-            // Rows may already wait behind the ones just taken.
-            return if self.attempts.len() < self.settings.concurrency {
-                now
-            } else {
-                now + self.settings.safety_poll
-            };
-        }
-        match self.phase {
-            Phase::Awake if now - self.last_busy < self.settings.linger => now + LINGER_POLL,
-            Phase::Awake => match self.doorbell.open().await {
-                Ok(horizon) => {
-                    self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
-                    now
-                }
-                Err(_) => now + OUTAGE_PAUSE,
-            },
-            // The horizon had passed before the look that found nothing: nobody is silent any more.
-            Phase::Settling { passed: true, .. } => {
-                self.phase = Phase::Asleep { watchful: false };
-                self.rest(now).await
-            }
-            Phase::Settling { horizon, pause, .. } => {
-                let passed = self.doorbell.passed(horizon).await.unwrap_or(false);
-                let pause_next = (pause * 2).min(MAX_SETTLING_PAUSE);
-                self.phase = Phase::Settling { horizon, pause: pause_next, passed };
-                if passed { now } else { now + pause }
-            }
-            Phase::Asleep { .. } => self.rest(now).await,
-        }
-    }
-
-    /// How long to sleep: until the next row is due, or the safety poll.
-    async fn rest(&mut self, now: Instant) -> Instant {
-        let was_watchful = self.phase == (Phase::Asleep { watchful: true });
-        let watchful = self.doorbell.held_by_another().await.unwrap_or(true);
-        if was_watchful && !watchful {
-            // Whoever kept the bell silent is gone, perhaps killed: what it silenced must end first.
-            if let Ok(horizon) = self.doorbell.open().await {
-                self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
-                return now;
-            }
-        }
-        self.phase = Phase::Asleep { watchful };
-        let poll =
-            if watchful { WATCHFUL_POLL.min(self.settings.safety_poll) } else { self.settings.safety_poll };
-        match self.outbox.next_due().await {
-            // A row that is due but was not claimed is held by somebody, or its lane is full.
-            Ok(Some(due)) if due < poll => {
-                self.alarm = "due";
-                now + due.max(MIN_DUE_PAUSE)
-            }
-            Ok(_) => {
-                self.alarm = "safety_poll";
-                now + poll
-            }
-            Err(_) => now + OUTAGE_PAUSE,
-        }
-    }
-
-    fn wake_up(&mut self, cause: &'static str) {
-        counter!(names::WAKEUPS, "cause" => cause).increment(1);
-        self.last_busy = Instant::now();
-        self.stay_awake();
-    }
-
-    /// Asks for silence, unless that was done already.
-    fn stay_awake(&mut self) {
-        if self.phase != Phase::Awake {
-            self.phase = Phase::Awake;
-            self.doorbell.close();
-        }
     }
 
     /// Observes and starts what was claimed. Whether there was anything.
@@ -491,14 +394,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         .join(": ")
 }
 
-/// While the bell is silent we are the only ones who look.
-const LINGER_POLL: Duration = Duration::from_millis(2);
-const MIN_SETTLING_PAUSE: Duration = Duration::from_millis(2);
-/// A seller's long transaction holds the horizon back; looking more often does not end it.
-const MAX_SETTLING_PAUSE: Duration = Duration::from_secs(1);
-/// While another daemon silences the bell.
-const WATCHFUL_POLL: Duration = Duration::from_secs(1);
-const MIN_DUE_PAUSE: Duration = Duration::from_millis(50);
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
 /// While every destination fails.
 const NO_WAY_OUT: Duration = Duration::from_secs(10);

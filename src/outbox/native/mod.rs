@@ -18,8 +18,8 @@ use tokio_postgres::{Row, Statement};
 use uuid::Uuid;
 
 use super::{
-    Claim, Claimed, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows, Settlement,
-    Transition, Verdict, patiently,
+    Claim, Claimed, Columns, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows,
+    Settlement, Transition, Verdict, patiently,
 };
 use crate::task::{SealingKeys, UrlSchemes};
 
@@ -155,7 +155,7 @@ impl NativeOutbox {
         if settled.is_empty() {
             return Ok(Vec::new());
         }
-        let columns = Columns::of(settled);
+        let columns = Columns::of(settled.iter().copied());
         let statement = client.prepare_cached(ACKNOWLEDGE).await?;
         let rows = client
             .query(
@@ -182,7 +182,7 @@ impl NativeOutbox {
         if settled.is_empty() {
             return Ok(Vec::new());
         }
-        let columns = Columns::of(settled);
+        let columns = Columns::of(settled.iter().copied());
         let statement = client.prepare_cached(RELEASE).await?;
         let rows = client
             .query(
@@ -309,45 +309,6 @@ impl Outbox for NativeOutbox {
 }
 
 type Rows = Result<Vec<Row>, tokio_postgres::Error>;
-
-/// Settlements as columns, because a batch is one statement over arrays.
-#[derive(Default)]
-struct Columns {
-    rows: Vec<i64>,
-    tokens: Vec<Uuid>,
-    verdicts: Vec<&'static str>,
-    delays: Vec<f64>,
-    started_at: Vec<Option<SystemTime>>,
-    duration_ms: Vec<Option<i32>>,
-    statuses: Vec<Option<i32>>,
-    reasons: Vec<Option<&'static str>>,
-    body_bytes: Vec<Option<i32>>,
-}
-
-impl Columns {
-    fn of(settlements: &[&Settlement]) -> Self {
-        let mut columns = Self::default();
-        for settlement in settlements {
-            let attempt = settlement.attempt.as_ref();
-            columns.rows.push(settlement.row.id);
-            columns.tokens.push(settlement.lease.0);
-            columns.verdicts.push(match settlement.verdict {
-                Verdict::Unclaim { .. } => "unclaim",
-                verdict => verdict.as_str(),
-            });
-            columns.delays.push(match settlement.verdict {
-                Verdict::Release { after } | Verdict::Unclaim { after } => after.as_secs_f64(),
-                Verdict::Acknowledge | Verdict::Supersede | Verdict::DeadLetter => 0.0,
-            });
-            columns.started_at.push(attempt.map(|attempt| attempt.started_at));
-            columns.duration_ms.push(attempt.map(|attempt| super::clamp(attempt.duration.as_millis())));
-            columns.statuses.push(attempt.and_then(|attempt| attempt.status).map(i32::from));
-            columns.reasons.push(settlement.reason.map(|reason| reason.as_str()));
-            columns.body_bytes.push(attempt.map(|attempt| super::clamp(attempt.body_bytes)));
-        }
-        columns
-    }
-}
 
 fn transition(row: &Row) -> Transition {
     Transition {

@@ -9,7 +9,7 @@ mod prepare;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use deadpool_postgres::Pool;
 use tokio::time::Instant;
@@ -17,7 +17,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::{Claim, Claimed, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows};
+use super::{Claim, Claimed, Columns, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows};
 use super::{Settlement, Source, Verdict, patiently};
 use crate::task::{SdkKeys, UrlSchemes};
 use crate::webhook::FailureReason;
@@ -124,6 +124,7 @@ impl Outbox for SealedOutbox {
     async fn settle(&self, settlements: &[Settlement]) -> Result<SettledRows, OutboxError> {
         let client = Loan::of(&self.pool).await?;
         let columns = Columns::of(settlements);
+        let last_errors: Vec<Option<String>> = settlements.iter().map(last_error_of).collect();
         let answer = patiently(self.patience, async {
             let statement = client.prepare_cached(&self.sql.settle).await?;
             client
@@ -135,7 +136,7 @@ impl Outbox for SealedOutbox {
                         &columns.verdicts,
                         &columns.delays,
                         &columns.statuses,
-                        &columns.last_errors,
+                        &last_errors,
                         &columns.started_at,
                         &columns.duration_ms,
                         &columns.reasons,
@@ -194,45 +195,9 @@ impl Outbox for SealedOutbox {
     }
 }
 
-/// Settlements as columns, because a batch is one statement over arrays.
-#[derive(Default)]
-struct Columns {
-    rows: Vec<i64>,
-    tokens: Vec<String>,
-    verdicts: Vec<&'static str>,
-    delays: Vec<f64>,
-    statuses: Vec<Option<i32>>,
-    last_errors: Vec<Option<String>>,
-    started_at: Vec<Option<SystemTime>>,
-    duration_ms: Vec<Option<i32>>,
-    reasons: Vec<Option<&'static str>>,
-    body_bytes: Vec<Option<i32>>,
-}
-
-impl Columns {
-    fn of(settlements: &[Settlement]) -> Self {
-        let mut columns = Self::default();
-        for settlement in settlements {
-            let attempt = settlement.attempt.as_ref();
-            let status = attempt.and_then(|attempt| attempt.status);
-            let (verdict, delay) = match settlement.verdict {
-                Verdict::Acknowledge | Verdict::Supersede => ("ack", Duration::ZERO),
-                Verdict::Release { after } | Verdict::Unclaim { after } => ("release", after),
-                Verdict::DeadLetter => ("quarantine", Duration::ZERO),
-            };
-            columns.rows.push(settlement.row.id);
-            columns.tokens.push(settlement.lease.0.simple().to_string());
-            columns.verdicts.push(verdict);
-            columns.delays.push(delay.as_secs_f64());
-            columns.statuses.push(status.map(i32::from));
-            columns.last_errors.push(last_error(settlement.verdict, status, settlement.reason));
-            columns.started_at.push(attempt.map(|attempt| attempt.started_at));
-            columns.duration_ms.push(attempt.map(|attempt| super::clamp(attempt.duration.as_millis())));
-            columns.reasons.push(settlement.reason.map(FailureReason::as_str));
-            columns.body_bytes.push(attempt.map(|attempt| super::clamp(attempt.body_bytes)));
-        }
-        columns
-    }
+fn last_error_of(settlement: &Settlement) -> Option<String> {
+    let status = settlement.attempt.as_ref().and_then(|attempt| attempt.status);
+    last_error(settlement.verdict, status, settlement.reason)
 }
 
 /// What the SDK's worker would have written: a closed set of texts.
