@@ -207,8 +207,11 @@ async fn a_database_that_takes_no_writes_makes_it_unready_until_it_does() {
         .await
         .unwrap();
     client.batch_execute(cut).await.unwrap();
-    ready(503).await;
-    assert!(daemon.get("/readyz").await.1.contains("\"outbox\":false"));
+    eventually("the outbox is named", async || {
+        let (status, says) = daemon.get("/readyz").await;
+        (status == 503 && says.contains("\"outbox\":false")).then_some(())
+    })
+    .await;
     assert_eq!(daemon.get("/healthz").await.0, 200, "a restart would repair nothing");
     let client = super::support::TestDatabase::at(&format!(
         "{} options='-c default_transaction_read_only=off'",
@@ -223,4 +226,21 @@ async fn a_database_that_takes_no_writes_makes_it_unready_until_it_does() {
     client.batch_execute(cut).await.unwrap();
     ready(200).await;
     assert!(daemon.stop().success());
+}
+
+#[tokio::test]
+async fn a_daemon_and_a_schema_that_do_not_fit_say_so_and_what_to_do() {
+    for (change, says) in [
+        (
+            "INSERT INTO taskbell.schema_version (version, name) VALUES (99, 'of tomorrow')",
+            "use a newer build",
+        ),
+        ("DELETE FROM taskbell.schema_version WHERE version = 5", "run `taskbell migrate`"),
+        ("DROP SCHEMA taskbell CASCADE", "run `taskbell migrate`"),
+    ] {
+        let database = TestDatabase::migrated().await;
+        database.client().await.batch_execute(change).await.unwrap();
+        let said = super::cli::run(super::cli::taskbell(Some(&database), &["run"])).await;
+        assert!(said.code != 0 && said.err.contains(says), "{said:?}");
+    }
 }
