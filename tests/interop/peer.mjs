@@ -10,7 +10,7 @@ import { createServer } from 'node:https';
 import { createRequire } from 'node:module';
 import { createInterface } from 'node:readline';
 
-const sdk = createRequire(`${process.env.TASKBELL_INTEROP_NODE}/`);
+const sdk = createRequire(`${process.env.INTEROP_NODE}/`);
 const { createWebhookVerifier, StaticJwksResolver } = sdk('@adcp/sdk/signing/server');
 const { createWebhookEmitter } = sdk('@adcp/sdk/server');
 const { SingleAgentClient, MCPWebhookPayloadSchema } = sdk('@adcp/sdk');

@@ -59,7 +59,7 @@ async fn plain_sql_rings_the_buyer() {
 
 #[tokio::test]
 async fn the_python_seller_needs_no_change() {
-    let Some(python) = installed("TASKBELL_INTEROP_PYTHON") else { return };
+    let Some(python) = installed("INTEROP_PYTHON") else { return };
     let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
@@ -85,7 +85,7 @@ async fn the_python_seller_needs_no_change() {
 
 #[tokio::test]
 async fn the_typescript_seller_registers_beside_its_task() {
-    let Some(modules) = installed("TASKBELL_INTEROP_NODE") else { return };
+    let Some(modules) = installed("INTEROP_NODE") else { return };
     let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
     let daemon = daemon(&database, &receiver, &[]).await;
     // Packages are looked for beside the script.

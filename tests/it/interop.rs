@@ -36,7 +36,7 @@ use super::support::tls::Identity;
 
 #[tokio::test]
 async fn the_python_sdk_and_we_take_each_others_webhooks() {
-    let Some(python) = installed("TASKBELL_INTEROP_PYTHON") else { return };
+    let Some(python) = installed("INTEROP_PYTHON") else { return };
     let mut command = Command::new(python);
     command.args(["-W", "ignore", "tests/interop/peer.py"]);
     let ours = ours();
@@ -67,10 +67,10 @@ async fn the_python_sdk_and_we_take_each_others_webhooks() {
 
 #[tokio::test]
 async fn the_typescript_sdk_and_we_take_each_others_webhooks() {
-    let Some(directory) = installed("TASKBELL_INTEROP_NODE") else { return };
+    let Some(directory) = installed("INTEROP_NODE") else { return };
     let command = || {
         let mut command = Command::new("node");
-        command.arg("tests/interop/peer.mjs").env("TASKBELL_INTEROP_NODE", directory.canonicalize().unwrap());
+        command.arg("tests/interop/peer.mjs").env("INTEROP_NODE", directory.canonicalize().unwrap());
         command
     };
     let ours = ours();
@@ -379,7 +379,7 @@ pub fn installed(variable: &str) -> Option<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         return Some(path.into());
     }
-    assert!(std::env::var("TASKBELL_INTEROP").as_deref() != Ok("required"), "{variable} is not set");
+    assert!(std::env::var("INTEROP").as_deref() != Ok("required"), "{variable} is not set");
     // Past the capture of a test's output.
     let _ = writeln!(std::io::stderr(), "SKIPPED: {variable} is not set; .ci/run shows what it should name");
     None

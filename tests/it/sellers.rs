@@ -140,7 +140,7 @@ async fn post_at(receiver: &Receiver, path: &str) -> Post {
 
 #[tokio::test]
 async fn what_the_python_sdk_owes_is_delivered_in_every_mode_it_knows() {
-    let Some(python) = installed("TASKBELL_INTEROP_PYTHON") else { return };
+    let Some(python) = installed("INTEROP_PYTHON") else { return };
     let (database, receiver, keys) = (TestDatabase::migrated().await, Receiver::start().await, Keys::new());
     let mut seller = Seller::start(&python, &database).await;
     let daemon = keys.daemon(&database, &receiver).await;
@@ -196,7 +196,7 @@ async fn what_the_python_sdk_owes_is_delivered_in_every_mode_it_knows() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_workers_on_one_table_lose_nothing_whoever_is_killed() {
-    let Some(python) = installed("TASKBELL_INTEROP_PYTHON") else { return };
+    let Some(python) = installed("INTEROP_PYTHON") else { return };
     let (database, receiver, keys) = (TestDatabase::migrated().await, Receiver::start().await, Keys::new());
     let mut seller = Seller::start(&python, &database).await;
     let client = database.client().await;
@@ -243,7 +243,7 @@ async fn both_workers_on_one_table_lose_nothing_whoever_is_killed() {
 
 #[tokio::test]
 async fn tasks_of_either_side_are_read_and_ended_by_the_other() {
-    let Some(python) = installed("TASKBELL_INTEROP_PYTHON") else { return };
+    let Some(python) = installed("INTEROP_PYTHON") else { return };
     let (database, receiver, keys) = (TestDatabase::migrated().await, Receiver::start().await, Keys::new());
     let mut seller = Seller::start(&python, &database).await;
     let daemon = keys.daemon(&database, &receiver).await;
