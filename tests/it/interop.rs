@@ -261,8 +261,10 @@ async fn our_bearer_header_is_theirs(peer: &mut Peer, ours: &[Ours; 2]) {
 }
 
 /// One SDK, in a process that ends with this value.
-struct Peer {
+pub struct Peer {
     port: u16,
+    /// What its callers must trust.
+    pub certificate: tempfile::NamedTempFile,
     stdin: ChildStdin,
     stdout: Lines<BufReader<ChildStdout>>,
     _process: Child,
@@ -278,7 +280,7 @@ struct Peer {
 
 impl Peer {
     /// Starts a script whose endpoint trusts `jwks`.
-    async fn start(mut command: Command, jwks: &Value) -> Self {
+    pub async fn start(mut command: Command, jwks: &Value) -> Self {
         let receiver = Receiver::start().await;
         let mut process = command
             // What the HTTP clients of Python and of Node trust.
@@ -293,18 +295,24 @@ impl Peer {
         let (certificate, key) = (identity.certificate_file(), identity.key_file());
         let tls = || tls_config(Some(certificate.path())).unwrap();
         let policy = GuardPolicy { allow_private: true, ..GuardPolicy::default() };
+        let (sender, client) = (
+            Sender::new(tls(), policy, &SenderOptions::default()).unwrap(),
+            reqwest::Client::builder().tls_backend_preconfigured(tls()).no_proxy().build().unwrap(),
+        );
+        let path = certificate.path().to_owned();
         let mut peer = Self {
             port: 0,
+            certificate,
             stdin: process.stdin.take().unwrap(),
             stdout: BufReader::new(process.stdout.take().unwrap()).lines(),
             _process: process,
-            sender: Sender::new(tls(), policy, &SenderOptions::default()).unwrap(),
-            client: reqwest::Client::builder().tls_backend_preconfigured(tls()).no_proxy().build().unwrap(),
+            sender,
+            client,
             receiver,
             jwks: String::new(),
         };
         peer.tell(json!({
-            "certificate": certificate.path(), "key": key.path(), "jwks": jwks, "secret": SECRET,
+            "certificate": path, "key": key.path(), "jwks": jwks, "secret": SECRET,
         }))
         .await;
         let started = peer.hear().await;
@@ -313,7 +321,7 @@ impl Peer {
         peer
     }
 
-    fn url(&self, rest: &str) -> String {
+    pub fn url(&self, rest: &str) -> String {
         format!("https://localhost:{}{rest}", self.port)
     }
 
@@ -321,7 +329,8 @@ impl Peer {
         self.stdin.write_all(format!("{line}\n").as_bytes()).await.unwrap();
     }
 
-    async fn hear(&mut self) -> Value {
+    /// What became of the next webhook that arrived.
+    pub async fn hear(&mut self) -> Value {
         let line = tokio::time::timeout(PATIENCE, self.stdout.next_line()).await.expect("the peer in time");
         let line = line.unwrap().expect("a line before the peer ends");
         serde_json::from_str(&line).unwrap_or_else(|_| panic!("the peer said: {line}"))

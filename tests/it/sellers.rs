@@ -3,6 +3,7 @@
 //! Skipped, and saying so, where the SDK is not installed; see [`super::interop`].
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::SystemTime;
 
@@ -15,7 +16,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio_postgres::Client;
 
 use super::daemon::Running;
-use super::interop::installed;
+use super::interop::{Peer, installed};
 use super::support::daemon::verify;
 use super::support::receiver::{Post, Receiver};
 use super::support::{TestDatabase, eventually};
@@ -99,7 +100,7 @@ impl Keys {
         self.directory.path().join(name).to_str().unwrap().to_owned()
     }
 
-    async fn daemon(&self, database: &TestDatabase, receiver: &Receiver) -> Running {
+    async fn daemon(&self, database: &TestDatabase, trusts: &Path) -> Running {
         let (signing, encryption) = (self.path("signing"), self.path("encryption"));
         let environment = [
             ("TASKBELL_SOURCES__SEALED__TABLE", "adcp_task_webhook_outbox"),
@@ -107,7 +108,7 @@ impl Keys {
             ("TASKBELL_SOURCES__SEALED__POLL", "200ms"),
             ("TASKBELL_SIGNING__KEY_FILES", signing.as_str()),
             ("TASKBELL_SIGNING__SCOPES__TENANT__KEY_FILES", signing.as_str()),
-            ("TASKBELL_HTTP__CA_FILE", receiver.ca_file.path().to_str().unwrap()),
+            ("TASKBELL_HTTP__CA_FILE", trusts.to_str().unwrap()),
             ("TASKBELL_GUARD__ALLOW_PRIVATE", "true"),
             ("TASKBELL_WORKER__LEASE", "16s"),
             ("TASKBELL_WORKER__DEADLINE", "10s"),
@@ -143,7 +144,7 @@ async fn what_the_python_sdk_owes_is_delivered_in_every_mode_it_knows() {
     let Some(python) = installed("INTEROP_PYTHON") else { return };
     let (database, receiver, keys) = (TestDatabase::migrated().await, Receiver::start().await, Keys::new());
     let mut seller = Seller::start(&python, &database).await;
-    let daemon = keys.daemon(&database, &receiver).await;
+    let daemon = keys.daemon(&database, receiver.ca_file.path()).await;
     let secret = "schl\u{fc}ssel-\u{9375}-0123456789abcdef-0123";
     for (name, more) in [
         ("plain", json!({})),
@@ -194,6 +195,35 @@ async fn what_the_python_sdk_owes_is_delivered_in_every_mode_it_knows() {
     assert!(daemon.stop().success());
 }
 
+#[tokio::test]
+async fn the_sdks_own_receiver_takes_what_the_sdk_owed_and_taskbell_delivered() {
+    let Some(python) = installed("INTEROP_PYTHON") else { return };
+    let (database, keys) = (TestDatabase::migrated().await, Keys::new());
+    let mut buyer = Command::new(&python);
+    buyer.args(["-W", "ignore", "tests/interop/peer.py"]);
+    let jwks = keys.jwks();
+    let (mut buyer, mut seller) = tokio::join!(Peer::start(buyer, &jwks), Seller::start(&python, &database));
+    let daemon = keys.daemon(&database, buyer.certificate.path()).await;
+    for (path, more) in [
+        ("/hook?q=%7e&e=%C3%BC", json!({ "token": "t\u{f6}k\u{eb}n-0123456789-\u{65e5}\u{672c}" })),
+        ("/a/b%20c", json!({ "scope": "tenant", "account": "k\u{f6}nto" })),
+    ] {
+        let mut arguments = more.clone();
+        arguments["url"] = buyer.url(path).into();
+        let id = seller.issue(arguments).await;
+        let mut settle =
+            json!({ "do": "settle", "task_id": id, "result": { "n": 1.5, "u": "\u{fc}\u{1f511}" } });
+        if let Some(scope) = more.get("scope") {
+            settle["scope"] = scope.clone();
+        }
+        seller.run(settle).await;
+        let heard = buyer.hear().await;
+        assert_eq!((&heard["status"], &heard["payload"]["task_id"]), (&json!(200), &json!(id)), "{heard}");
+        assert_eq!(heard["payload"]["result"], json!({ "n": 1.5, "u": "\u{fc}\u{1f511}" }));
+    }
+    assert!(daemon.stop().success());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_workers_on_one_table_lose_nothing_whoever_is_killed() {
     let Some(python) = installed("INTEROP_PYTHON") else { return };
@@ -209,13 +239,13 @@ async fn both_workers_on_one_table_lose_nothing_whoever_is_killed() {
     };
     let mut theirs = worker(&python, &database, &receiver);
     delivered(20).await;
-    let mut ours = keys.daemon(&database, &receiver).await;
+    let mut ours = keys.daemon(&database, receiver.ca_file.path()).await;
     delivered(300).await;
     theirs.kill().await.unwrap();
     ours.kill();
     let _theirs = worker(&python, &database, &receiver);
     delivered(400).await;
-    let ours = keys.daemon(&database, &receiver).await;
+    let ours = keys.daemon(&database, receiver.ca_file.path()).await;
     delivered(total).await;
     assert!(ours.stop().success());
     let mut arrived: HashMap<String, Vec<Vec<u8>>> = HashMap::new();
@@ -246,7 +276,7 @@ async fn tasks_of_either_side_are_read_and_ended_by_the_other() {
     let Some(python) = installed("INTEROP_PYTHON") else { return };
     let (database, receiver, keys) = (TestDatabase::migrated().await, Receiver::start().await, Keys::new());
     let mut seller = Seller::start(&python, &database).await;
-    let daemon = keys.daemon(&database, &receiver).await;
+    let daemon = keys.daemon(&database, receiver.ca_file.path()).await;
     let ours = PostgresTaskRegistry::new(database.pool())
         .with_sdk_registrations(SdkKeys::parse([encryption_key().as_slice()]).unwrap());
     let account = AccountId::parse("acct").unwrap();
