@@ -18,9 +18,7 @@ END $$;
 CREATE FUNCTION taskbell.ring_for_rows() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF pg_try_advisory_xact_lock_shared(8386110886190083180) THEN
-        PERFORM pg_notify('taskbell', '');
-    END IF;
+    PERFORM taskbell.ring();
     RETURN NULL;
 END $$;
 

@@ -312,6 +312,6 @@ mod tests {
     fn the_key_is_the_one_in_the_triggers() {
         assert_eq!(DOORBELL_KEY, i64::from_be_bytes(*b"taskbell"));
         let triggers = include_str!("../../migrations/V2__triggers.sql");
-        assert_eq!(triggers.matches(&DOORBELL_KEY.to_string()).count(), 3);
+        assert_eq!(triggers.matches(&DOORBELL_KEY.to_string()).count(), 2);
     }
 }
