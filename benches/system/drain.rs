@@ -1,0 +1,119 @@
+//! How fast a backlog goes out, beside the same POSTs without a database and beside a peer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use taskbell::daemon::database::tls_config;
+use taskbell::task::{CallbackUrl, UrlSchemes};
+use taskbell::webhook::{
+    GuardPolicy, IdempotencyKey, KeyRing, LegacyModes, Outcome, Prepared, Sender, SenderOptions, Signer,
+    SigningAlgorithm, SigningKey,
+};
+
+use super::bed::{Bed, result};
+use super::peer::Peer;
+use super::table::{Table, thousands};
+
+/// Webhooks, destinations, bytes of a result.
+const OWED: usize = 50_000;
+const DESTINATIONS: usize = 50;
+const RESULT_BYTES: usize = 1000;
+const PATIENCE: Duration = Duration::from_secs(600);
+
+pub async fn drain(rounds: usize) -> Table {
+    let mut table = Table::new(
+        "Drain: 50,000 owed webhooks, 1 KB results, 50 destinations, signed, TLS",
+        &["who", "webhooks/s", "of the loop"],
+    );
+    let mut bed = Bed::new(DESTINATIONS).await;
+    let peer = Peer::find();
+    for _ in 0..rounds {
+        let alone = without_database(&mut bed).await;
+        table.row(["a loop without a database".to_owned(), thousands(alone), "1".to_owned()]);
+        let ours = taskbell(&mut bed).await;
+        table.row(["taskbell".to_owned(), thousands(ours), format!("{:.2}", ours / alone)]);
+        if let Some(peer) = &peer {
+            let theirs = peer.drain(&mut bed, OWED, RESULT_BYTES).await;
+            table.row(["graphile-worker, local queue 500, batch 5 ms".to_owned(), thousands(theirs), format!("{:.2}", theirs / alone)]);
+        }
+    }
+    table
+}
+
+/// Signs and POSTs the same bodies with the same client.
+async fn without_database(bed: &mut Bed) -> f64 {
+    bed.receiver.forget();
+    let sender = Sender::new(
+        tls_config(Some(bed.certificate.path())).unwrap(),
+        GuardPolicy { allow_private: true, ..GuardPolicy::default() },
+        &SenderOptions::default(),
+    )
+    .unwrap();
+    let key = SigningKey::generate(SigningAlgorithm::Ed25519, Some("bench")).unwrap();
+    let signer = Arc::new(Signer::new(KeyRing::new(vec![key]).unwrap(), LegacyModes::default()));
+    let ports: Arc<[u16]> = bed.receiver.ports.clone().into();
+    let next = Arc::new(AtomicUsize::new(0));
+    let began = Instant::now();
+    let runs = (0..IN_FLIGHT).map(|_| {
+        let (sender, signer, ports, next) = (sender.clone(), signer.clone(), ports.clone(), next.clone());
+        tokio::spawn(async move {
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                if n >= OWED {
+                    return;
+                }
+                let prepared = prepared(n, ports[n % ports.len()]);
+                let sent = sender.send(&prepared, &signer, SystemTime::now(), Duration::from_secs(30)).await;
+                assert!(matches!(sent, Outcome::Answered { status: 200, .. }), "{sent:?}");
+            }
+        })
+    });
+    for run in runs.collect::<Vec<_>>() {
+        run.await.unwrap();
+    }
+    OWED as f64 / began.elapsed().as_secs_f64()
+}
+
+/// As many as the daemon has in flight by default.
+const IN_FLIGHT: usize = 64;
+
+fn prepared(n: usize, port: u16) -> Prepared {
+    let key = format!("whk_{}", uuid::Uuid::new_v4());
+    let body = format!(
+        r#"{{"idempotency_key":"{key}","operation_id":"op_{n}","task_id":"task_{n}","task_type":"create_media_buy","protocol":"media-buy","status":"completed","timestamp":"2026-01-01T00:00:00Z","result":{}}}"#,
+        result(RESULT_BYTES)
+    );
+    Prepared {
+        url: CallbackUrl::parse(&format!("https://localhost:{port}/ok"), UrlSchemes::HttpsOnly).unwrap(),
+        key: IdempotencyKey::parse(&key).unwrap(),
+        body: Bytes::from(body),
+        authentication: None,
+        signing_scope: None,
+    }
+}
+
+/// From the first arrival until everything is accepted and settled.
+async fn taskbell(bed: &mut Bed) -> f64 {
+    let client = bed.client().await;
+    client.batch_execute("TRUNCATE decisioning_tasks, taskbell.outbox, taskbell.registration").await.unwrap();
+    bed.tasks(&client, OWED as i64).await;
+    bed.complete(&client, "task_", RESULT_BYTES).await;
+    client.batch_execute("VACUUM ANALYZE").await.unwrap();
+    let began = drained(bed, &client, OWED, &[]).await;
+    OWED as f64 / began.as_secs_f64()
+}
+
+/// How long a new daemon takes for what is owed, from the first arrival to the last settlement.
+pub async fn drained(bed: &mut Bed, client: &tokio_postgres::Client, owed: usize, settings: &[(&str, &str)]) -> Duration {
+    bed.receiver.forget();
+    let daemon = bed.daemon(settings).await;
+    bed.receiver.wait_for(1, PATIENCE).await;
+    let began = Instant::now();
+    bed.receiver.wait_for(owed, PATIENCE).await;
+    bed.settled(client).await;
+    let took = began.elapsed();
+    daemon.stop();
+    took
+}

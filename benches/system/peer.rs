@@ -1,0 +1,77 @@
+//! graphile-worker, a job queue on PostgreSQL for Node.js, doing the same work.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::bed::{Bed, connect, result};
+
+/// Where its packages are.
+pub struct Peer {
+    packages: PathBuf,
+}
+
+/// A running worker.
+pub struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Peer {
+    /// `BENCH_PEERS` names the directory that `just bench-peers` fills.
+    pub fn find() -> Option<Self> {
+        let packages: Option<PathBuf> = std::env::var_os("BENCH_PEERS").map(Into::into);
+        let found = packages.filter(|packages| packages.join("node_modules/graphile-worker").exists());
+        if found.is_none() {
+            eprintln!("SKIPPED: graphile-worker (BENCH_PEERS names no directory with its packages)");
+        }
+        found.map(|packages| Self { packages })
+    }
+
+    /// A database of its own: its schema, and a task table whose trigger makes a job of each end.
+    pub async fn set_up(&self, bed: &Bed, tasks: usize) -> tokio_postgres::Client {
+        let admin = bed.client().await;
+        admin.batch_execute("DROP DATABASE IF EXISTS peer WITH (FORCE)").await.unwrap();
+        admin.batch_execute("CREATE DATABASE peer").await.unwrap();
+        let install = self.command(bed, &["--install"]).status().unwrap();
+        assert!(install.success());
+        let client = connect(&bed.dsn_of("peer")).await;
+        client.batch_execute(include_str!("peer/schema.sql")).await.unwrap();
+        let ports: Vec<i32> = bed.receiver.ports.iter().map(|port| i32::from(*port)).collect();
+        client.execute(include_str!("peer/tasks.sql"), &[&i64::try_from(tasks).unwrap(), &ports]).await.unwrap();
+        client
+    }
+
+    /// Starts a worker; `batched` with its local queue and batched completion.
+    pub fn start(&self, bed: &Bed, batched: bool) -> Running {
+        let arguments: &[&str] = if batched { &["--batched"] } else { &[] };
+        Running(self.command(bed, arguments).spawn().unwrap())
+    }
+
+    /// Webhooks a second over a backlog.
+    pub async fn drain(&self, bed: &mut Bed, owed: usize, result_bytes: usize) -> f64 {
+        let client = self.set_up(bed, owed).await;
+        client.execute("UPDATE tasks SET state = 'completed', result = $1::text::jsonb", &[&result(result_bytes)]).await.unwrap();
+        client.batch_execute("VACUUM ANALYZE").await.unwrap();
+        bed.receiver.forget();
+        let worker = self.start(bed, true);
+        bed.receiver.wait_for(1, Duration::from_secs(60)).await;
+        let began = Instant::now();
+        bed.receiver.wait_for(owed, Duration::from_secs(600)).await;
+        let took = began.elapsed();
+        drop(worker);
+        owed as f64 / took.as_secs_f64()
+    }
+
+    fn command(&self, bed: &Bed, arguments: &[&str]) -> Command {
+        let mut command = Command::new("node");
+        command.arg(self.packages.join("worker.mjs")).args(arguments);
+        command.env("PEER_DSN", bed.dsn_of("peer")).env("NODE_EXTRA_CA_CERTS", bed.certificate.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+}

@@ -1,0 +1,187 @@
+//! The buyers: a process of its own with TLS on many ports, that notes when each webhook arrived.
+//!
+//! The benchmark starts itself again with `receiver PORTS CERTIFICATE KEY` and talks to it by lines:
+//! `count`, `dump`, `forget`.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener as StdListener;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// The handle on the process.
+pub struct Receiver {
+    /// Where it listens, on `localhost`.
+    pub ports: Vec<u16>,
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Receiver {
+    /// Starts it on so many ports.
+    pub fn start(ports: usize, certificate: &Path, key: &Path) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["receiver", &ports.to_string()]).args([certificate, key]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let orders = child.stdin.take().unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        let mut receiver = Self { ports: Vec::new(), child, orders, answers };
+        receiver.ports = receiver.line().split(' ').map(|port| port.parse().unwrap()).collect();
+        receiver
+    }
+
+    /// How many POSTs have arrived.
+    pub fn count(&mut self) -> usize {
+        self.ask("count").parse().unwrap()
+    }
+
+    /// When each task's webhook arrived first, as Unix time.
+    pub fn arrivals(&mut self) -> HashMap<String, Duration> {
+        let lines: usize = self.ask("dump").parse().unwrap();
+        let arrival = |line: String| {
+            let (task, at) = line.split_once('\t').unwrap();
+            (task.to_owned(), Duration::from_nanos(at.parse().unwrap()))
+        };
+        let mut arrived = HashMap::new();
+        for _ in 0..lines {
+            let (task, at) = arrival(self.line());
+            arrived.entry(task).or_insert(at);
+        }
+        arrived
+    }
+
+    /// Forgets what has arrived.
+    pub fn forget(&mut self) {
+        self.ask("forget");
+    }
+
+    /// Waits until so many have arrived.
+    pub async fn wait_for(&mut self, many: usize, patience: Duration) {
+        let began = Instant::now();
+        while self.count() < many {
+            assert!(began.elapsed() < patience, "{} of {many} arrived within {patience:?}", self.count());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn ask(&mut self, order: &str) -> String {
+        writeln!(self.orders, "{order}").unwrap();
+        self.line()
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Of a webhook, what is looked at.
+#[derive(Deserialize)]
+struct Webhook<'a> {
+    #[serde(borrow)]
+    task_id: std::borrow::Cow<'a, str>,
+}
+
+type Arrived = Arc<Mutex<Vec<(String, u128)>>>;
+
+/// The process itself.
+pub fn serve(arguments: &[String]) {
+    let ports: usize = arguments[0].parse().unwrap();
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&arguments[1]).unwrap().collect();
+    let key = PrivateKeyDer::from_pem_file(&arguments[2]).unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(certificates.unwrap(), key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listeners: Vec<StdListener> =
+        (0..ports).map(|_| StdListener::bind("127.0.0.1:0").unwrap()).collect();
+    let numbers = listeners.iter().map(|listener| listener.local_addr().unwrap().port().to_string());
+    println!("{}", numbers.collect::<Vec<_>>().join(" "));
+    let arrived = Arrived::default();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for listener in listeners {
+        let (acceptor, arrived) = (acceptor.clone(), arrived.clone());
+        runtime.spawn(async move {
+            listener.set_nonblocking(true).unwrap();
+            let listener = TcpListener::from_std(listener).unwrap();
+            while let Ok((socket, _)) = listener.accept().await {
+                let (acceptor, arrived) = (acceptor.clone(), arrived.clone());
+                tokio::spawn(async move {
+                    socket.set_nodelay(true).unwrap();
+                    let Ok(stream) = acceptor.accept(socket).await else { return };
+                    let service = service_fn(move |request| answer(request, arrived.clone()));
+                    let server = Builder::new(TokioExecutor::new());
+                    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+    }
+    obey(&arrived);
+}
+
+/// Until whoever started us has ended.
+fn obey(arrived: &Arrived) {
+    for order in std::io::stdin().lines() {
+        let mut arrived = arrived.lock().unwrap();
+        let mut out = std::io::stdout().lock();
+        match order.unwrap().as_str() {
+            "dump" => {
+                writeln!(out, "{}", arrived.len()).unwrap();
+                for (task, at) in arrived.iter() {
+                    writeln!(out, "{task}\t{at}").unwrap();
+                }
+            }
+            "forget" => {
+                arrived.clear();
+                writeln!(out, "0").unwrap();
+            }
+            _ => writeln!(out, "{}", arrived.len()).unwrap(),
+        }
+        out.flush().unwrap();
+    }
+}
+
+/// `/hang` never answers, `/500` does so badly.
+async fn answer(request: Request<Incoming>, arrived: Arrived) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let path = request.uri().path().to_owned();
+    let body = request.into_body().collect().await?.to_bytes();
+    match path.as_str() {
+        "/hang" => std::future::pending().await,
+        "/500" => return Ok(Response::builder().status(500).body(Full::default()).unwrap()),
+        _ => {}
+    }
+    if let Ok(webhook) = serde_json::from_slice::<Webhook>(&body) {
+        arrived.lock().unwrap().push((webhook.task_id.into_owned(), at));
+    }
+    Ok(Response::new(Full::default()))
+}
