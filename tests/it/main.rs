@@ -33,3 +33,4 @@ mod sellers;
 mod sending;
 mod states;
 mod watch;
+mod why;
