@@ -20,6 +20,7 @@ mod interop;
 mod guard;
 mod hostile;
 mod layers;
+mod page;
 mod properties;
 mod registration;
 mod registry_conformance;

@@ -65,6 +65,7 @@ impl Dev {
             ("TASKBELL_GUARD__ALLOW_PRIVATE", "true"),
             ("TASKBELL_LOG__FILTER", "warn"),
             ("TASKBELL_METRICS__REFRESH", "5s"),
+            ("TASKBELL_ADMIN__PAGE", "true"),
         ] {
             sources.environment.entry(key.to_owned()).or_insert_with(|| value.to_owned());
         }
@@ -149,6 +150,7 @@ impl Dev {
             config.admin.set_port(0);
         }
         let running = run::run(config, ring.into(), stop.clone(), |admin| {
+            println!("page        http://{admin}/");
             println!("metrics     http://{admin}/metrics");
             println!("database    {dsn}\n");
         });

@@ -92,6 +92,8 @@ pub struct Config {
     pub user_agent: String,
     /// Where the admin listener is.
     pub admin: SocketAddr,
+    /// The page for people, where it is wanted.
+    pub page: Option<Page>,
     /// Metrics.
     pub metrics: Metrics,
     /// By task type, after how long an open task is failed.
@@ -100,6 +102,13 @@ pub struct Config {
     pub keep: Duration,
     /// Logs.
     pub log: Log,
+}
+
+/// The page for people, on the admin listener.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// Who has it may look; `None` for whoever is on this machine.
+    pub token: Option<SecretString>,
 }
 
 /// The AdCP Python SDK's outbox.

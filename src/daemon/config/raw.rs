@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::{Config, Database, KeySource, Log, LogFormat, Metrics, SealedSource, Signing, Sources};
+use super::{Config, Database, KeySource, Log, LogFormat, Metrics, Page, SealedSource, Signing, Sources};
 use crate::daemon::dsn::Dsn;
 use crate::daemon::telemetry;
 use crate::outbox::CircuitPolicy;
@@ -48,7 +48,7 @@ sections! {
     RawLegacy { bearer: bool, hmac: bool }
     RawGuard { allow_http: bool, allow_private: bool, ports: Vec<u64>, deny: Vec<String> }
     RawHttp { ca_file: PathBuf, user_agent: String }
-    RawAdmin { listen: String }
+    RawAdmin { listen: String, page: bool, page_token: SecretString, page_token_file: PathBuf }
     RawMetrics { refresh: String, task_types: Vec<String>, task_buckets: Vec<f64>, sla: BTreeMap<String, String> }
     RawTasks { fail_after: BTreeMap<String, String> }
     RawRetention { keep: String }
@@ -116,8 +116,9 @@ impl Raw {
             "http.user_agent",
             "must be printable ASCII, and not empty",
         );
-        let admin = self.admin.listen.parse().ok();
+        let admin: Option<SocketAddr> = self.admin.listen.parse().ok();
         check.refuse(admin.is_none(), "admin.listen", "must be an address and a port, like 127.0.0.1:9464");
+        let page = self.admin.check_page(admin, &mut check);
         let fail_after = check.by_type("tasks.fail_after", &self.tasks.fail_after, &self.metrics.task_types);
         let metrics = self.metrics.check(&mut check);
         let keep = check.time("retention.keep", &self.retention.keep, DAY..=DAY * 3650);
@@ -147,6 +148,7 @@ impl Raw {
             http_ca_file: some(self.http.ca_file),
             user_agent: self.http.user_agent,
             admin: admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))),
+            page,
             metrics,
             fail_after,
             keep: keep.unwrap_or_default(),
@@ -264,6 +266,22 @@ impl RawGuard {
     }
 }
 
+impl RawAdmin {
+    /// The page, if it is wanted: beyond loopback only for whoever has a token.
+    fn check_page(self, listen: Option<SocketAddr>, check: &mut Check<'_>) -> Option<Page> {
+        let token = check.secret("admin.page_token", &self.page_token, some(self.page_token_file));
+        let short = token.as_ref().is_some_and(|token| token.expose_secret().chars().count() < MIN_TOKEN);
+        check.refuse(short, "admin.page_token", "must have at least 16 characters, better 32 random ones");
+        let beyond = listen.is_some_and(|listen| !listen.ip().is_loopback());
+        check.refuse(
+            self.page && beyond && token.is_none(),
+            "admin.page",
+            "needs admin.page_token or admin.page_token_file where admin.listen is not a loopback address",
+        );
+        self.page.then_some(Page { token })
+    }
+}
+
 impl RawMetrics {
     fn check(self, check: &mut Check<'_>) -> Metrics {
         let refresh = check.time("metrics.refresh", &self.refresh, SECOND..=HOUR);
@@ -368,6 +386,22 @@ impl Check<'_> {
         }
     }
 
+    /// A secret that is given as it is or in a file, or not at all. What is empty says nothing.
+    fn secret(&mut self, key: &str, given: &SecretString, file: Option<PathBuf>) -> Option<SecretString> {
+        let Some(file) = file else { return Some(given.clone()).filter(|secret| !is_empty(secret)) };
+        self.refuse(!is_empty(given), &format!("{key}, {key}_file"), "give one of them, not both");
+        let text = std::fs::read_to_string(&file);
+        let problem = match &text {
+            Ok(text) if text.trim().is_empty() => Some(format!("{} is empty", file.display())),
+            Ok(_) => None,
+            Err(error) => Some(format!("{} cannot be read: {error}", file.display())),
+        };
+        if let Some(problem) = problem {
+            self.refuse(true, &format!("{key}_file"), &problem);
+        }
+        Some(SecretString::from(text.ok()?.trim())).filter(|secret| !is_empty(secret))
+    }
+
     /// A duration inside its range. One that was refused takes part in no further check.
     fn time(&mut self, key: &str, text: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
         let read = humantime::parse_duration(text).ok();
@@ -423,6 +457,8 @@ fn is_empty(secret: &SecretString) -> bool {
     secret.expose_secret().is_empty()
 }
 
+/// Of a token that opens the page.
+const MIN_TOKEN: usize = 16;
 const TENTH: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
