@@ -57,6 +57,18 @@ async fn furnish(client: &tokio_postgres::Client, hostile: &str) {
         .unwrap();
 }
 
+/// Cuts everybody off from the database, or lets them in again.
+async fn shut(database: &TestDatabase, shut: bool) {
+    let name = database.dsn.split("dbname=").nth(1).unwrap().split(' ').next().unwrap().trim_matches('\'');
+    let elsewhere = TestDatabase::at(&database.dsn.replace(name, "postgres")).client().await;
+    let allowed = !shut;
+    elsewhere.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}")).await.unwrap();
+    if shut {
+        let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+        elsewhere.query(cut, &[&name]).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn without_being_asked_for_there_is_no_page() {
     let database = TestDatabase::migrated().await;
@@ -202,29 +214,61 @@ async fn a_browser_shows_it_live_and_takes_nothing_hostile_for_markup() {
     assert_eq!(browser.value("document.querySelectorAll('main script, main img').length").await, 0);
     assert_eq!(browser.value("document.cookie").await, "", "no script reads the cookie");
 
+    for width in [360, 390, 720, 1024, 1280] {
+        browser.picture(width, 844, width < 700).await;
+        let wide = browser.value("document.documentElement.scrollWidth").await;
+        assert_eq!(wide, width, "nothing is wider than the screen");
+    }
     complete(&client, "t_open").await;
     browser.until("document.querySelector('#n-open').textContent === '1'").await;
     browser.until("[...document.querySelectorAll('#lanes td')].some((td) => td.textContent.includes('buyer.example'))").await;
     client.execute("DELETE FROM decisioning_tasks WHERE task_id = $1", &[&hostile]).await.unwrap();
     browser.until("!document.querySelector('#tasks .empty').hidden && document.querySelector('#tasks table').hidden").await;
 
-    // On a phone nothing is wider than the screen, and every cell says what it is.
+    // On a phone, where the heads are out of sight, every cell says what it is.
     browser.picture(390, 844, true).await;
-    assert_eq!(browser.value("document.documentElement.scrollWidth").await, 390);
     let labels = "getComputedStyle(document.querySelector('#letters td'), '::before').content";
     assert_eq!(browser.value(labels).await, "\"Since\"");
 
-    let name: String = client.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
-    let elsewhere = TestDatabase::at(&database.dsn.replace(&name, "postgres")).client().await;
-    elsewhere.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS off")).await.unwrap();
-    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
-    elsewhere.query(cut, &[&name]).await.unwrap();
+    shut(&database, true).await;
     browser.until("document.querySelector('#state').textContent === 'Database down'").await;
     let trouble = browser.value("document.querySelector('#trouble').textContent").await;
     assert!(trouble.as_str().unwrap().contains("What you see is from"), "{trouble}");
     assert_eq!(browser.value("document.querySelectorAll('#letters tbody tr').length").await, 1, "kept");
-    elsewhere.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS on")).await.unwrap();
+    shut(&database, false).await;
     browser.until("document.querySelector('#trouble').hidden").await;
     assert!(daemon.stop().success());
     browser.until("document.querySelector('#state').textContent === 'Daemon out of reach'").await;
+}
+
+/// Takes the picture of docs/, and those that a person should look at after a change:
+/// `just pictures DIRECTORY`.
+#[tokio::test]
+#[ignore = "for people"]
+async fn pictures() {
+    let directory = std::path::PathBuf::from(std::env::var("PAGE_PICTURES").unwrap());
+    let save = |name: &str, picture| std::fs::write(directory.join(format!("{name}.png")), picture).unwrap();
+    let mut browser = Browser::start().await.expect("a browser");
+    let database = TestDatabase::migrated().await;
+    let daemon = with_page(&database, &[]).await;
+    browser.open(&format!("http://{}/", daemon.admin)).await;
+    browser.until("document.querySelector('#state').textContent === 'Live'").await;
+    save("empty", browser.picture(1280, 800, false).await);
+    let client = database.client().await;
+    client.batch_execute(include_str!("support/page_sample.sql")).await.unwrap();
+    browser.until("document.querySelectorAll('#attempts tbody tr').length > 4").await;
+    save("page", browser.picture(1120, 760, false).await);
+    for (name, width, height) in [("desktop", 1280, 1500), ("phone", 390, 3000), ("tablet", 820, 1200)] {
+        save(&format!("{name}-light"), browser.picture(width, height, false).await);
+        save(&format!("{name}-dark"), browser.picture(width, height, true).await);
+    }
+    shut(&database, true).await;
+    browser.until("document.querySelector('#state').textContent === 'Database down'").await;
+    save("down", browser.picture(1280, 800, false).await);
+    drop(daemon);
+    let daemon = with_page(&TestDatabase::migrated().await, &[("TASKBELL_ADMIN__PAGE_TOKEN", TOKEN)]).await;
+    browser.open(&format!("http://{}/", daemon.admin)).await;
+    browser.until("document.querySelector('#token')").await;
+    save("login", browser.picture(1280, 800, false).await);
+    assert!(daemon.stop().success());
 }

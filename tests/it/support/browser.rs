@@ -80,10 +80,12 @@ impl Browser {
         answer["result"]["value"].take()
     }
 
-    /// Waits until an expression is true.
+    /// Waits until an expression is true; in a page that is not there yet it may fail.
     pub async fn until(&mut self, expression: &str) {
+        let tried =
+            format!("(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()");
         for _ in 0..600 {
-            if self.value(&format!("Boolean({expression})")).await == true {
+            if self.value(&tried).await == true {
                 return;
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;

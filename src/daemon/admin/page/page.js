@@ -12,6 +12,7 @@ function span(seconds) {
   return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
 }
 
+const took = (ms) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
 const words = (state) => String(state ?? "–").replaceAll("_", " ");
 const reason = (row) => [row.status ?? row.reason ?? "–", row.status ? words(row.reason ?? "") : ""].join(" ").trim();
 const outcome = { acknowledge: ["delivered", "good"], release: ["tried again", "slow"], dead_letter: ["given up", "bad"] };
@@ -26,8 +27,8 @@ const lists = {
     key: (t) => `${t.task_id} ${t.task_type}`,
     heads: ["Waits", "Task", "Type", "State", "Account", "Rings"],
     cells: (t) => [
-      cell(span(t.age), { kind: "span" }), cell(t.task_id, { kind: "id" }), cell(words(t.task_type)),
-      cell(words(t.state), { badge: "calm" }), cell(t.account_id, { kind: "quiet" }),
+      cell(span(t.age), { kind: "span" }), cell(t.task_id, { kind: "id" }), cell(t.task_type, { kind: "name" }),
+      cell(words(t.state), { badge: "calm" }), cell(t.account_id, { kind: "name quiet" }),
       cell(t.url ?? "nobody", { kind: "quiet" }),
     ],
   },
@@ -36,7 +37,7 @@ const lists = {
     key: (d) => d.source + d.id,
     heads: ["Since", "Task", "Why", "Attempts", "To", "Id"],
     cells: (d) => [
-      cell(span(d.age), { kind: "span" }), cell(d.task_id, { kind: "id", small: `${words(d.task_type)} ${d.task_state}` }),
+      cell(span(d.age), { kind: "span" }), cell(d.task_id, { kind: "id", small: `${d.task_type}, ${d.task_state}` }),
       cell(words(d.reason), { badge: "bad", small: d.because ?? "" }), cell(d.attempts), cell(d.url, { kind: "quiet" }),
       cell(d.source === "sealed" ? `SDK ${d.id}` : d.id, { kind: "span" }),
     ],
@@ -50,7 +51,7 @@ const lists = {
       cell(l.circuit, { badge: circuits[l.circuit], small: l.reason
         ? `${words(l.reason)}${l.opens_in > 0 ? `, probed in ${span(l.opens_in)}` : ""}` : "" }),
       cell(l.owed, { small: l.due ? `${l.due} due` : "" }), cell(span(l.oldest), { kind: "span" }),
-      cell(l.account_id, { kind: "quiet" }),
+      cell(l.account_id, { kind: "name quiet" }),
     ],
   },
   attempts: {
@@ -60,7 +61,7 @@ const lists = {
     cells: (a) => [
       cell(`${span(a.ago)} ago`, { kind: "span" }), cell(a.task_id, { kind: "id" }),
       cell(outcome[a.verdict]?.[0] ?? a.verdict, { badge: outcome[a.verdict]?.[1] ?? "calm" }),
-      cell(reason(a)), cell(`${a.duration_ms} ms`, { kind: "span" }), cell(a.attempt),
+      cell(reason(a)), cell(took(a.duration_ms), { kind: "span" }), cell(a.attempt),
       cell(a.url ?? (a.source === "sealed" ? "the SDK's outbox" : "–"), { kind: "quiet" }),
     ],
   },
