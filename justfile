@@ -14,6 +14,7 @@ test *ARGS:
 lint:
     cargo fmt --check
     cargo clippy --locked --all-targets -- -D warnings
+    cargo clippy --locked --all-targets --all-features -- -D warnings
     cargo clippy --locked --no-default-features --lib -- -D warnings
 
 # Needs cargo-deny.

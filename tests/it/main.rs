@@ -33,5 +33,6 @@ mod sealing;
 mod sellers;
 mod sending;
 mod states;
+mod traces;
 mod watch;
 mod why;

@@ -70,7 +70,7 @@ impl Dev {
             sources.environment.entry(key.to_owned()).or_insert_with(|| value.to_owned());
         }
         let config = Config::load(&sources)?;
-        telemetry::start_logging(&config.log).context("log.filter")?;
+        let telemetry = telemetry::start(&config).context("log.filter")?;
         let connector = Connector::new(&config.database)?.durable();
         let mut client = connector.client().await?;
         migrations::apply(&mut client).await?;
@@ -81,6 +81,7 @@ impl Dev {
             .context("the database could not be set up for http callbacks")?;
         let played = self.play(config, &connector, &dsn, stop).await;
         drop(client);
+        telemetry.finish().await;
         if let Some(server) = server {
             server.stop();
         }

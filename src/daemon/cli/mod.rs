@@ -95,9 +95,11 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
         Command::Dev(dev) => dev.run(sources).await?,
         Command::Run => {
             let config = Config::load(&sources)?;
-            telemetry::start_logging(&config.log).context("log.filter")?;
+            let telemetry = telemetry::start(&config).context("log.filter")?;
             let keys = read_key_sets(&config.signing)?;
-            run::run(config, keys, stop_on_signal()?, notify_ready).await?;
+            let ran = run::run(config, keys, stop_on_signal()?, notify_ready).await;
+            telemetry.finish().await;
+            ran?;
         }
         Command::Migrate { print: true } => io::stdout().write_all(migrations::print().as_bytes())?,
         Command::Migrate { print: false } => {

@@ -102,6 +102,8 @@ pub struct Config {
     pub keep: Duration,
     /// Logs.
     pub log: Log,
+    /// Where spans are sent to, by OTLP over HTTP.
+    pub traces: Option<url::Url>,
 }
 
 /// The page for people, on the admin listener.

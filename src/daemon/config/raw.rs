@@ -32,7 +32,7 @@ sections! {
     Raw {
         database: RawDatabase, worker: RawWorker, retry: RawRetry, lanes: RawLanes, signing: RawSigning, sealing: RawSealing, sources: RawSources, legacy: RawLegacy,
         guard: RawGuard, http: RawHttp, admin: RawAdmin, metrics: RawMetrics, tasks: RawTasks, retention: RawRetention,
-        log: RawLog,
+        log: RawLog, traces: RawTraces,
     }
     RawDatabase { url: SecretString, url_file: PathBuf, max_connections: u64, statement_timeout: String, ca_file: PathBuf }
     RawWorker {
@@ -53,6 +53,7 @@ sections! {
     RawTasks { fail_after: BTreeMap<String, String> }
     RawRetention { keep: String }
     RawLog { format: String, filter: String }
+    RawTraces { endpoint: String }
 }
 
 /// One of `[signing.scopes.NAME]`, where the reference has no defaults to give.
@@ -123,6 +124,7 @@ impl Raw {
         let metrics = self.metrics.check(&mut check);
         let keep = check.time("retention.keep", &self.retention.keep, DAY..=DAY * 3650);
         let log = self.log.check(&mut check);
+        let traces = self.traces.check(sources, &mut check);
         let database = self.database.check(sources, &mut check);
 
         // Whatever was refused stands here as zero or empty; `load` then hands out no `Config`.
@@ -153,6 +155,7 @@ impl Raw {
             fail_after,
             keep: keep.unwrap_or_default(),
             log,
+            traces,
         }
     }
 }
@@ -324,6 +327,28 @@ impl RawLog {
             "must be a filter like info or taskbell=debug,warn",
         );
         Log { format: format.unwrap_or(LogFormat::Auto), filter: self.filter }
+    }
+}
+
+impl RawTraces {
+    /// Where spans are sent to; the variable of OpenTelemetry counts where the key is empty.
+    fn check(self, sources: &Sources, check: &mut Check<'_>) -> Option<url::Url> {
+        let built = cfg!(feature = "otlp");
+        check.refuse(
+            !built && !self.endpoint.is_empty(),
+            "traces.endpoint",
+            "needs a build with OpenTelemetry: cargo install --features otlp",
+        );
+        let standard = sources.environment.get("OTEL_EXPORTER_OTLP_ENDPOINT").filter(|_| built);
+        let text = Some(&self.endpoint).filter(|text| !text.is_empty()).or(standard)?;
+        let base = url::Url::parse(&format!("{}/v1/traces", text.trim_end_matches('/'))).ok();
+        let base = base.filter(|url| matches!(url.scheme(), "http" | "https"));
+        check.refuse(
+            base.is_none(),
+            "traces.endpoint",
+            "must be an http or https URL, as http://127.0.0.1:4318",
+        );
+        base
     }
 }
 
