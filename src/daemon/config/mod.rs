@@ -6,6 +6,7 @@
 //! repeated: it may be a secret.
 
 mod layers;
+mod check;
 mod raw;
 
 use std::collections::BTreeMap;

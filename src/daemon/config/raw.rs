@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use super::check::{Check, DAY, HOUR, SECOND, TENTH, is_empty};
 use super::{Config, Database, KeySource, Log, LogFormat, Metrics, Page, SealedSource, Signing, Sources};
 use crate::daemon::dsn::Dsn;
 use crate::daemon::telemetry;
@@ -343,6 +343,8 @@ impl RawTraces {
         let text = Some(&self.endpoint).filter(|text| !text.is_empty()).or(standard)?;
         let base = url::Url::parse(&format!("{}/v1/traces", text.trim_end_matches('/'))).ok();
         let base = base.filter(|url| matches!(url.scheme(), "http" | "https"));
+        let secret = base.as_ref().is_some_and(|url| !url.username().is_empty() || url.password().is_some());
+        check.refuse(secret, "traces.endpoint", "must not carry a user name or password");
         check.refuse(
             base.is_none(),
             "traces.endpoint",
@@ -399,77 +401,6 @@ impl RawDatabase {
     }
 }
 
-/// Collects what is wrong, by key.
-struct Check<'a> {
-    problems: &'a mut Vec<String>,
-}
-
-impl Check<'_> {
-    fn refuse(&mut self, wrong: bool, key: &str, problem: &str) {
-        if wrong {
-            self.problems.push(format!("{key}: {problem}"));
-        }
-    }
-
-    /// A secret that is given as it is or in a file, or not at all. What is empty says nothing.
-    fn secret(&mut self, key: &str, given: &SecretString, file: Option<PathBuf>) -> Option<SecretString> {
-        let Some(file) = file else { return Some(given.clone()).filter(|secret| !is_empty(secret)) };
-        self.refuse(!is_empty(given), &format!("{key}, {key}_file"), "give one of them, not both");
-        let text = std::fs::read_to_string(&file);
-        let problem = match &text {
-            Ok(text) if text.trim().is_empty() => Some(format!("{} is empty", file.display())),
-            Ok(_) => None,
-            Err(error) => Some(format!("{} cannot be read: {error}", file.display())),
-        };
-        if let Some(problem) = problem {
-            self.refuse(true, &format!("{key}_file"), &problem);
-        }
-        Some(SecretString::from(text.ok()?.trim())).filter(|secret| !is_empty(secret))
-    }
-
-    /// A duration inside its range. One that was refused takes part in no further check.
-    fn time(&mut self, key: &str, text: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
-        let read = humantime::parse_duration(text).ok();
-        let inside = read.filter(|duration| range.contains(duration));
-        let (least, most) =
-            (humantime::format_duration(*range.start()), humantime::format_duration(*range.end()));
-        match (read, inside) {
-            (None, _) => self.refuse(true, key, "must be a duration, such as \"30s\", \"5m\" or \"24h\""),
-            (_, None) => self.refuse(true, key, &format!("must be from {least} to {most}")),
-            _ => {}
-        }
-        inside
-    }
-
-    /// A duration for each of some task types.
-    fn by_type(
-        &mut self,
-        section: &str,
-        typed: &BTreeMap<String, String>,
-        task_types: &[String],
-    ) -> BTreeMap<String, Duration> {
-        let limits = typed.iter().filter_map(|(name, text)| {
-            let key = format!("{section}.{name}");
-            let known =
-                TaskType::parse(name.as_str()).is_ok_and(|kind| kind.is_known()) || task_types.contains(name);
-            self.refuse(!known, &key, "is no AdCP task type; add it to metrics.task_types if it is yours");
-            Some((name.clone(), self.time(&key, text, SECOND..=DAY * 3650)?))
-        });
-        limits.collect()
-    }
-
-    fn files(&mut self, key: &str, files: &[PathBuf]) {
-        let empty = files.iter().any(|file| file.as_os_str().is_empty());
-        self.refuse(empty, key, "must not have an empty path");
-    }
-
-    fn count(&mut self, key: &str, count: u64, range: RangeInclusive<u64>) -> usize {
-        let problem = format!("must be from {} to {}", range.start(), range.end());
-        self.refuse(!range.contains(&count), key, &problem);
-        usize::try_from(count).unwrap_or(usize::MAX)
-    }
-}
-
 fn says(typed: &Dict, section: &str, key: &str) -> bool {
     typed.get(section).and_then(|section| section.as_dict()).is_some_and(|section| section.contains_key(key))
 }
@@ -478,15 +409,7 @@ fn some(path: PathBuf) -> Option<PathBuf> {
     (!path.as_os_str().is_empty()).then_some(path)
 }
 
-fn is_empty(secret: &SecretString) -> bool {
-    secret.expose_secret().is_empty()
-}
-
 /// Of a token that opens the page.
 const MIN_TOKEN: usize = 16;
-const TENTH: Duration = Duration::from_millis(100);
-const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(86_400);
 /// Between the end of an attempt and the end of its lease: time to settle.
 const DEADLINE_MARGIN: Duration = Duration::from_secs(5);

@@ -86,7 +86,7 @@ impl Board {
                     let began = Instant::now();
                     let view = self.look(&mut client).await;
                     self.latest.send_replace(Some(view.to_string().into()));
-                    sleep(REFRESH.max(began.elapsed() * REST)).await;
+                    sleep((began.elapsed() * REST).clamp(REFRESH, LONGEST)).await;
                 }
                 // Whoever comes next waits for a fresh one.
                 self.latest.send_replace(None);
@@ -187,5 +187,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const REFRESH: Duration = Duration::from_secs(2);
 /// How much longer than a look the board rests: it takes a tenth of one connection's time.
 const REST: u32 = 9;
+/// But whoever waits for a database that hangs hears of it again.
+const LONGEST: Duration = Duration::from_secs(20);
 /// Each holds a connection to the admin listener.
 const MAX_VIEWERS: usize = 32;
