@@ -128,22 +128,22 @@ impl Board {
         let (mut open, mut tasks) = (0, Vec::new());
         for table in client.query(TASKS, &[]).await? {
             let sql: String = table.get(0);
-            for row in client.query(&sql, &[&ROWS]).await? {
+            for row in client.query(&sql, &[]).await? {
                 let nth: i64 = row.get(2);
                 open += if nth == 1 { row.get::<_, i64>(1) } else { 0 };
                 tasks.push(row.get::<_, Value>(0));
             }
         }
         oldest_first(&mut tasks);
-        let (mut dead, mut letters) = counted(client.query(DEAD, &[&ROWS]).await?);
+        let (mut dead, mut letters) = counted(client.query(DEAD, &[]).await?);
         if let Some(table) = &self.sealed_table {
             let sql = SEALED_DEAD.replace(SDK_TABLE, table);
-            let (more, theirs) = counted(client.query(&sql, &[&ROWS]).await?);
+            let (more, theirs) = counted(client.query(&sql, &[]).await?);
             dead += more;
             letters.extend(theirs);
         }
-        let (closed, lanes) = counted(client.query(LANES, &[&ROWS]).await?);
-        let (_, attempts) = counted(client.query(ATTEMPTS, &[&ROWS]).await?);
+        let (closed, lanes) = counted(client.query(LANES, &[]).await?);
+        let (_, attempts) = counted(client.query(ATTEMPTS, &[]).await?);
         Ok(json!({
             "open": open, "tasks": tasks, "dead": dead, "letters": letters, "closed": closed, "lanes": lanes,
             "attempts": attempts,
@@ -168,7 +168,7 @@ fn oldest_first(tasks: &mut Vec<Value>) {
         let age = |task: &Value| task["age"].as_f64().unwrap_or(0.0);
         age(b).total_cmp(&age(a))
     });
-    tasks.truncate(usize::try_from(ROWS).unwrap_or(usize::MAX));
+    tasks.truncate(ROWS);
 }
 
 const SETTINGS: &str = "SET default_transaction_read_only = on; SET statement_timeout = '2s'";
@@ -179,8 +179,8 @@ const DEAD: &str = include_str!("dead.sql");
 const SEALED_DEAD: &str = include_str!("sealed_dead.sql");
 /// The name in the statement, replaced by the configured one.
 const SDK_TABLE: &str = "adcp_task_webhook_outbox";
-/// Rows in each list.
-const ROWS: i64 = 20;
+/// Rows in each list; written out in the statements, so that they are planned for so few.
+const ROWS: usize = 20;
 /// For a whole view, connecting included.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks.

@@ -1,4 +1,4 @@
--- Dead letters, newest first, and how many there are. $1 rows
+-- Dead letters, newest first, and how many there are.
 SELECT jsonb_build_object(
     'id', o.id, 'source', 'native', 'task_id', o.task_id, 'task_type', o.task_type,
     'account_id', nullif(o.account_id, ''), 'task_state', o.to_state, 'state', o.state, 'reason', o.last_reason,
@@ -6,6 +6,7 @@ SELECT jsonb_build_object(
     'url', (SELECT regexp_replace(r.url, '[?#].*$', '') FROM taskbell.registration r
             WHERE r.watch_id = o.watch_id AND r.task_id = o.task_id)), o.n
 FROM (
-    SELECT *, count(*) OVER () AS n FROM taskbell.outbox
-    WHERE state IN ('expired', 'invalid') AND lane IS NOT NULL ORDER BY id DESC LIMIT $1
+    SELECT *, (SELECT count(*) FROM taskbell.outbox WHERE state IN ('expired', 'invalid') AND lane IS NOT NULL) AS n
+    FROM taskbell.outbox
+    WHERE state IN ('expired', 'invalid') AND lane IS NOT NULL ORDER BY id DESC LIMIT 20
 ) o ORDER BY o.id DESC

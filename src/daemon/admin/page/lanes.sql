@@ -1,5 +1,4 @@
 -- Destinations with something owed or with failures, the worst first; and how many are closed.
--- $1 rows
 SELECT jsonb_build_object(
     'lane', lane, 'account_id', nullif(account_id, ''), 'circuit', x.circuit,
     'owed', coalesce(o.owed, 0), 'due', coalesce(o.due, 0), 'oldest', extract(epoch FROM now() - o.oldest),
@@ -14,4 +13,4 @@ FULL JOIN taskbell.circuit c USING (lane, account_id)
 CROSS JOIN LATERAL (SELECT CASE
     WHEN c.lane IS NULL THEN 'open' WHEN c.probing THEN 'probing' WHEN c.closed_until IS NOT NULL THEN 'closed'
     WHEN c.recovered IS NOT NULL THEN 'recovering' ELSE 'failing' END AS circuit) x
-ORDER BY c.closed_until IS NULL, o.owed DESC NULLS LAST, lane, account_id LIMIT $1
+ORDER BY c.closed_until IS NULL, o.owed DESC NULLS LAST, lane, account_id LIMIT 20

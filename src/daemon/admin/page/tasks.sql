@@ -1,4 +1,4 @@
--- One query per watched table of tasks: the oldest open ones ($1 at most), how many there are in
+-- One query per watched table of tasks: the oldest open ones (20 at most), how many there are in
 -- all, and the place of each. No documents.
 SELECT format(
     'SELECT jsonb_build_object(
@@ -8,9 +8,9 @@ SELECT format(
                    WHERE r.watch_id = %7$s AND r.task_id = o.task_id)), o.n, row_number() OVER ()
      FROM (
          SELECT t.%2$I::text AS task_id, t.%3$I::text AS task_type, %4$s AS account_id, t.%5$I::text AS state, a.at,
-                count(*) OVER () AS n
+                (SELECT count(*) FROM %1$s WHERE %6$s) AS n
          FROM (SELECT * FROM %1$s WHERE %6$s) t CROSS JOIN LATERAL (SELECT %8$s AS at) a
-         ORDER BY a.at LIMIT $1
+         ORDER BY a.at LIMIT 20
      ) o ORDER BY o.at',
     w.relation, w.id_column, w.type_column, coalesce('t.' || quote_ident(w.account_column) || '::text', 'NULL'),
     w.state_column, taskbell.open_condition(w.relation, w.state_column), w.watch_id,
