@@ -14,6 +14,7 @@ test *ARGS:
 lint:
     cargo fmt --check
     cargo clippy --locked --all-targets -- -D warnings
+    cargo clippy --locked --all-targets --all-features -- -D warnings
     cargo clippy --locked --no-default-features --lib -- -D warnings
 
 # Needs cargo-deny.
@@ -35,6 +36,10 @@ fuzz TARGET="target_and_guard verify registration envelope_json" SECONDS="300":
 # Signatures a second on one core, and the like.
 bench *ARGS:
     cargo bench --locked {{ARGS}}
+
+# The page on the admin listener as a browser shows it; docs/page.png is one of them.
+pictures DIRECTORY:
+    PAGE_PICTURES={{DIRECTORY}} cargo test --locked --test it page::pictures -- --ignored
 
 # Everything breaks, by seed: SEEDS runs with SECONDS of faults each, and one report.
 chaos SEEDS="1..21" SECONDS="30":

@@ -234,6 +234,8 @@ CREATE TABLE taskbell.attempt (
     recorded_at     timestamptz NOT NULL DEFAULT clock_timestamp()
 ) PARTITION BY RANGE (recorded_at);
 CREATE INDEX attempt_delivery ON taskbell.attempt (outbox_id);
+-- For whoever looks at the last ones; it grows at its end only.
+CREATE INDEX attempt_recent ON taskbell.attempt (recorded_at);
 
 -- Creates the day partitions of both journals from today to some days ahead. A row that finds
 -- no partition lands in the default one, so no settle can fail for want of a day.

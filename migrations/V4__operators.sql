@@ -25,18 +25,35 @@ UNION ALL
     SELECT t.outbox_id, t.watch_id, t.task_id, t.account_id, t.task_type, t.from_state, t.to_state,
            t.occurred_at FROM taskbell.transition t;
 
--- The fields of AdCP's webhook_activity records, one per attempt.
+-- A callback URL as it may be shown: no query, no fragment, and no part of the path that looks
+-- like a token: 20 or more letters and digits, with both of them in it.
+CREATE FUNCTION taskbell.shown_url(url text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+    SELECT string_agg(CASE WHEN part.n > 3 AND part.text ~ '^[A-Za-z0-9_.~%=-]{20,}$'
+                                AND part.text ~ '[0-9]' AND part.text ~ '[A-Za-z]'
+                           THEN '[redacted]' ELSE part.text END, '/' ORDER BY part.n)
+    FROM string_to_table(regexp_replace(url, '[?#].*$', ''), '/') WITH ORDINALITY AS part(text, n)
+$$;
+
+-- AdCP's webhook_activity records (webhook-activity-record.json), one per attempt that has ended,
+-- and around them what a seller chooses by: account, task, type, operation. Every field of the
+-- record is here, null where it does not apply: AdCP has no notification_type for tasks yet, no
+-- subscriber and no sequence. Ask by task_id, which the journal has an index for.
 CREATE VIEW taskbell.webhook_activity AS
-    SELECT a.task_id, d.account_id, a.idempotency_key,
+    SELECT d.account_id, a.task_id, d.task_type, d.task_state, d.operation_id,
+           a.idempotency_key,
            CASE WHEN d.task_state IN ('completed', 'failed', 'canceled', 'rejected')
                 THEN a.task_id || '.terminal' END AS notification_id,
-           d.operation_id, a.started_at AS fired_at,
+           NULL::text AS notification_type, NULL::text AS subscriber_id, NULL::bigint AS sequence_number,
+           a.started_at AS fired_at,
            a.started_at + a.duration_ms * interval '1 millisecond' AS completed_at, a.attempt,
            CASE WHEN a.verdict = 'acknowledge' THEN 'success' WHEN a.status IS NOT NULL THEN 'failed'
                 WHEN a.reason = 'timeout' THEN 'timeout' ELSE 'connection_error' END AS status,
-           d.url, a.status AS http_status_code, a.duration_ms AS response_time_ms, a.reason AS error_message,
-           a.body_bytes AS payload_size_bytes
-    FROM taskbell.attempt a JOIN taskbell.delivery d ON d.delivery_id = a.outbox_id
+           taskbell.shown_url(d.url) AS url, a.status AS http_status_code,
+           CASE WHEN a.status IS NOT NULL THEN a.duration_ms END AS response_time_ms,
+           a.reason AS error_message, a.body_bytes AS payload_size_bytes
+    FROM taskbell.attempt a
+    JOIN taskbell.delivery d ON d.delivery_id = a.outbox_id AND d.task_id = a.task_id
     WHERE a.source = 'native';
 
 -- Sends a dead letter again, with its key and its body, and rings. Past its horizon it must be

@@ -5,6 +5,8 @@
 pub mod cli;
 pub mod config;
 pub mod telemetry;
+#[cfg(feature = "otlp")]
+mod traces;
 pub mod dsn;
 pub mod database;
 pub mod run;

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admin::page::{Board, Gate, Health, Page};
 use super::admin::{self, Admin};
 use super::config::Config;
 use super::database::{Connector, tls_config};
@@ -103,6 +104,13 @@ pub async fn run(
             task_types: types,
         },
     );
+    let page = config.page.as_ref().map(|page| {
+        let health = Health { listener_up: listener_up.clone(), outbox_up: worker.outbox_up() };
+        let sealed_table = config.sealed.as_ref().map(|source| source.table.clone());
+        let board = Arc::new(Board::new(connector.clone(), sealed_table, health));
+        tasks.spawn(board.clone().run(services.clone()));
+        Page { gate: Gate::new(page.token.as_ref()), board, stop: services.clone() }
+    });
     let admin = Admin {
         metrics,
         listener_up,
@@ -110,7 +118,7 @@ pub async fn run(
         accepting: is_accepting,
         signer: signer.clone(),
     };
-    let served = tasks.spawn(admin::serve(listener, admin, services.clone()));
+    let served = tasks.spawn(admin::serve(listener, admin, page, services.clone()));
     let mut working = tasks.spawn(worker.run(stop.clone()));
     ready(address);
     tracing::info!(admin = %address, "taskbell runs");

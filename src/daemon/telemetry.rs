@@ -2,11 +2,14 @@
 
 use std::io::{IsTerminal, stderr};
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
-use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt, registry};
 
-use super::config::{Log, LogFormat};
+use super::config::{Config, LogFormat};
+#[cfg(feature = "otlp")]
+use super::traces;
 
 /// Installs the TLS provider. First thing in `main`.
 pub fn install_crypto() {
@@ -22,28 +25,49 @@ pub fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(directives)
 }
 
-/// Starts logging to standard error.
+/// What was started, to be ended when everything else has.
+#[must_use]
+pub struct Telemetry {
+    #[cfg(feature = "otlp")]
+    exporter: Option<traces::Exporter>,
+}
+
+impl Telemetry {
+    /// Sends what is still to be sent.
+    pub async fn finish(self) {
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = self.exporter {
+            exporter.finish().await;
+        }
+    }
+}
+
+/// Starts logging to standard error, and sending spans where that is configured.
 ///
 /// # Errors
 /// The filter is malformed.
-pub fn start_logging(log: &Log) -> Result<(), ParseError> {
-    let filter = filter(&log.filter)?;
-    let text = match log.format {
+pub fn start(config: &Config) -> Result<Telemetry, ParseError> {
+    let filter = filter(&config.log.filter)?;
+    let text = match config.log.format {
         LogFormat::Auto => stderr().is_terminal(),
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    let builder = fmt().with_env_filter(filter).with_writer(stderr).with_ansi(stderr().is_terminal());
+    let lines = fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
+    let lines = if text { lines.compact().boxed() } else { lines.json().flatten_event(true).boxed() };
+    let subscriber = registry().with(lines.with_filter(filter));
+    #[cfg(feature = "otlp")]
+    let (spans, exporter) = config.traces.clone().map(traces::start).unzip();
+    #[cfg(feature = "otlp")]
+    let subscriber = subscriber.with(spans);
     // Err means that a subscriber is installed already, by a test or an embedding program.
-    let started = if text {
-        builder.compact().try_init().map_err(drop)
-    } else {
-        builder.json().flatten_event(true).try_init().map_err(drop)
-    };
-    if started.is_ok() {
+    if subscriber.try_init().is_ok() {
         log_panics();
     }
-    Ok(())
+    Ok(Telemetry {
+        #[cfg(feature = "otlp")]
+        exporter,
+    })
 }
 
 /// A panic ends one attempt, not the daemon, so it has to be seen: as an event like any other,

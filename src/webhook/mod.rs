@@ -14,6 +14,7 @@ mod json;
 mod guard;
 mod key;
 mod sign;
+mod trace;
 mod send;
 pub mod verify;
 
@@ -23,6 +24,7 @@ pub use key::{KeyError, KeyRing, KeySets, RotationError, SigningAlgorithm, Signi
 pub use reason::{FailureReason, SignatureError, UnknownReason};
 pub use send::{Sender, SenderError, SenderOptions};
 pub use sign::{LegacyModes, Nonce, Signer};
+pub use trace::TraceContext;
 
 use std::fmt;
 use std::time::Duration;

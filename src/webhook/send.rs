@@ -14,7 +14,7 @@ use reqwest::{Client, Response, redirect, retry};
 use rustls::ClientConfig;
 
 use super::guard::ResolveError;
-use super::{FailureReason, GuardPolicy, Outcome, Prepared, Resolver, SignatureError, Signer};
+use super::{FailureReason, GuardPolicy, Outcome, Prepared, Resolver, SignatureError, Signer, TraceContext};
 
 /// Sends webhooks under one policy.
 #[derive(Debug, Clone)]
@@ -82,12 +82,13 @@ impl Sender {
         Ok(Self { policy, client })
     }
 
-    /// Makes one attempt. `now` is when it is signed; `deadline` bounds everything, from the
+    /// Makes one attempt, as this span of its trace. `now` is when it is signed; `deadline` bounds everything, from the
     /// DNS lookup to the last byte that is read.
     pub async fn send(
         &self,
         prepared: &Prepared,
         signer: &Signer,
+        trace: TraceContext,
         now: SystemTime,
         deadline: Duration,
     ) -> Outcome {
@@ -101,6 +102,7 @@ impl Sender {
         };
         let deadline = tokio::time::Instant::now() + deadline;
         let request = self.client.post(target.url().clone()).headers(headers);
+        let request = request.header(TRACEPARENT, trace.traceparent());
         let request = request.header(ACCEPT_ENCODING, "identity").body(prepared.body.clone());
         match tokio::time::timeout_at(deadline, request.send()).await {
             Ok(Ok(response)) => {
@@ -187,6 +189,8 @@ fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a
 #[error("cannot build the HTTP client")]
 pub struct SenderError(#[source] reqwest::Error);
 
+/// W3C Trace Context, "Traceparent Header".
+const TRACEPARENT: &str = "traceparent";
 const RESETS: [io::ErrorKind; 4] = [
     io::ErrorKind::ConnectionReset,
     io::ErrorKind::ConnectionAborted,

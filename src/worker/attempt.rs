@@ -9,7 +9,7 @@ use super::judge::{Facts, RetryPolicy};
 use crate::metrics as names;
 use crate::outbox::{Attempt, Claim, LeaseToken, RowId, Settlement, Verdict};
 use crate::task::Authentication;
-use crate::webhook::{FailureReason, Outcome, Prepared, Sender, Signer};
+use crate::webhook::{FailureReason, Outcome, Prepared, Sender, Signer, TraceContext};
 
 /// What the worker reads from the world: chance and the time of day.
 pub trait World: Send + Sync + 'static {
@@ -82,7 +82,8 @@ pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, tic
         let settlement = Settlement { row, lease, verdict, reason: None, attempt: None };
         return Settled { settlement, owed_for, until, writing: Writing::Due };
     }
-    let outcome = means.sender.send(prepared, &means.signer, started_at, means.deadline).await;
+    let trace = TraceContext::of(&prepared.key, ticket.lease.0);
+    let outcome = means.sender.send(prepared, &means.signer, trace, started_at, means.deadline).await;
     let duration = began.elapsed();
     let facts = Facts {
         source: ticket.row.source,
@@ -113,6 +114,9 @@ pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, tic
         status,
         reason = reason.map(FailureReason::as_str),
         legacy_authentication = scheme,
+        server.address = prepared.url.target().url().host_str(),
+        trace_id = trace.trace_id(),
+        span_id = trace.span_id(),
         duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
         "attempt ended"
     );

@@ -270,3 +270,21 @@ fn a_file_that_was_asked_for_must_be_there_and_be_toml() {
     let problems = problems(&[], "[worker]\nlease = \"60s\"\n= 5\n");
     assert!(problems[0].ends_with("line 3: is not TOML"), "{problems:?}");
 }
+
+#[test]
+fn a_page_beyond_loopback_needs_a_token_and_a_token_some_length() {
+    let token = file("0123456789abcdef0123456789abcdef\n");
+    let path = token.path().to_str().unwrap();
+    assert!(load(&[], "").unwrap().page.is_none());
+    assert!(load(&[], "[admin]\npage = true").unwrap().page.unwrap().token.is_none());
+    let beyond = "[admin]\npage = true\nlisten = \"0.0.0.0:9464\"\n";
+    let config = load(&[], &format!("{beyond}page_token_file = \"{path}\"")).unwrap();
+    assert!(!format!("{config:?}").contains("0123456789"));
+    let token = config.page.unwrap().token.unwrap();
+    assert_eq!(token.expose_secret(), "0123456789abcdef0123456789abcdef");
+    check(&[], beyond, "admin.page");
+    check(&[], "[admin]\npage = true\npage_token = \"short\"", "admin.page_token");
+    check(&[], "[admin]\npage_token_file = \"/nonexistent\"", "admin.page_token_file");
+    let both = format!("[admin]\npage_token = \"0123456789abcdef\"\npage_token_file = \"{path}\"");
+    check(&[], &both, "admin.page_token, admin.page_token_file");
+}

@@ -9,7 +9,7 @@ use super::support::{Shared, TestDatabase, complete, eventually, issue};
 
 pub struct Running {
     child: Child,
-    admin: String,
+    pub admin: String,
     log: Shared<String>,
 }
 

@@ -150,6 +150,8 @@ async fn the_roles_may_do_what_they_must_and_nothing_else() {
         daemon.get("/metrics").await.1.contains("taskbell_gauges_refreshed_timestamp_seconds").then_some(())
     })
     .await;
+    let activity = "SELECT status, url FROM taskbell.webhook_activity";
+    assert_eq!(reader.query_one(activity, &[]).await.unwrap().get::<_, &str>(0), "success");
     for complaint in ["permission denied", "must be owner"] {
         assert!(!daemon.log().contains(complaint), "{}", daemon.log());
     }

@@ -32,6 +32,7 @@ use url::{Position, Url};
 use uuid::Uuid;
 
 use super::support::receiver::{Post, Receiver};
+use super::support::scripted::trace;
 use super::support::tls::Identity;
 
 #[tokio::test]
@@ -338,7 +339,7 @@ impl Peer {
 
     /// Makes one attempt: what we see of it, and what the SDK makes of it.
     async fn send(&mut self, prepared: &Prepared, signer: &Signer, now: SystemTime) -> (Outcome, Value) {
-        let outcome = self.sender.send(prepared, signer, now, Duration::from_secs(20)).await;
+        let outcome = self.sender.send(prepared, signer, trace(), now, Duration::from_secs(20)).await;
         assert!(outcome.status().is_some(), "{outcome:?}");
         (outcome, self.hear().await)
     }

@@ -8,7 +8,7 @@ use taskbell::webhook::verify::{Arrived, ReplayWindow, Revocation, Verifier, Ver
 use taskbell::webhook::{FailureReason, GuardPolicy, Outcome, Sender, SenderOptions, SignatureError};
 use tokio::net::TcpListener;
 
-use crate::support::scripted::{OK, Receiver, Script, answered, prepared, send, signer, signing_time};
+use crate::support::scripted::{OK, Receiver, Script, answered, prepared, send, signer, signing_time, trace};
 
 /// A body that never ends.
 const FOR_EVER: Script =
@@ -39,7 +39,7 @@ async fn what_arrives_is_what_was_signed() {
         let prepared = prepared(&receiver.url(rest));
         let now = signing_time();
         assert_eq!(
-            sender.send(&prepared, &signer, now, Duration::from_secs(20)).await,
+            sender.send(&prepared, &signer, trace(), now, Duration::from_secs(20)).await,
             answered(200),
             "{rest}"
         );
@@ -88,7 +88,8 @@ async fn a_receiver_that_hangs_costs_the_deadline_and_no_more() {
     let mut receiver = Receiver::start(Script::Hang, "localhost").await;
     let started = Instant::now();
     let (sender, prepared) = (receiver.sender(), prepared(&receiver.url("/h")));
-    let outcome = sender.send(&prepared, &signer(), signing_time(), Duration::from_millis(500)).await;
+    let outcome =
+        sender.send(&prepared, &signer(), trace(), signing_time(), Duration::from_millis(500)).await;
     assert_eq!(outcome, Outcome::Failed(FailureReason::Timeout));
     assert!(started.elapsed() < Duration::from_secs(5));
     assert!(receiver.requests.recv().await.is_some());
@@ -98,7 +99,8 @@ async fn a_receiver_that_hangs_costs_the_deadline_and_no_more() {
 async fn a_body_that_drips_costs_the_deadline_and_the_status_counts() {
     let receiver = Receiver::start(DRIP, "localhost").await;
     let (sender, prepared) = (receiver.sender(), prepared(&receiver.url("/h")));
-    let outcome = sender.send(&prepared, &signer(), signing_time(), Duration::from_millis(500)).await;
+    let outcome =
+        sender.send(&prepared, &signer(), trace(), signing_time(), Duration::from_millis(500)).await;
     assert_eq!(outcome, answered(200));
 }
 

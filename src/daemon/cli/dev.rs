@@ -65,11 +65,12 @@ impl Dev {
             ("TASKBELL_GUARD__ALLOW_PRIVATE", "true"),
             ("TASKBELL_LOG__FILTER", "warn"),
             ("TASKBELL_METRICS__REFRESH", "5s"),
+            ("TASKBELL_ADMIN__PAGE", "true"),
         ] {
             sources.environment.entry(key.to_owned()).or_insert_with(|| value.to_owned());
         }
         let config = Config::load(&sources)?;
-        telemetry::start_logging(&config.log).context("log.filter")?;
+        let telemetry = telemetry::start(&config).context("log.filter")?;
         let connector = Connector::new(&config.database)?.durable();
         let mut client = connector.client().await?;
         migrations::apply(&mut client).await?;
@@ -80,6 +81,7 @@ impl Dev {
             .context("the database could not be set up for http callbacks")?;
         let played = self.play(config, &connector, &dsn, stop).await;
         drop(client);
+        telemetry.finish().await;
         if let Some(server) = server {
             server.stop();
         }
@@ -149,6 +151,7 @@ impl Dev {
             config.admin.set_port(0);
         }
         let running = run::run(config, ring.into(), stop.clone(), |admin| {
+            println!("page        http://{admin}/");
             println!("metrics     http://{admin}/metrics");
             println!("database    {dsn}\n");
         });

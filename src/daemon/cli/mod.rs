@@ -9,6 +9,7 @@ mod receive;
 mod ring;
 mod tasks;
 mod watch;
+mod why;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -63,6 +64,8 @@ enum Command {
     /// Looks at webhooks owed and delivered; retries and cancels them.
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
+    /// Says why a webhook was not delivered, or that it was.
+    Why(why::Why),
     /// Shows the destinations where nothing goes out at the moment.
     #[command(subcommand)]
     Lanes(lanes::Lanes),
@@ -92,9 +95,11 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
         Command::Dev(dev) => dev.run(sources).await?,
         Command::Run => {
             let config = Config::load(&sources)?;
-            telemetry::start_logging(&config.log).context("log.filter")?;
+            let telemetry = telemetry::start(&config).context("log.filter")?;
             let keys = read_key_sets(&config.signing)?;
-            run::run(config, keys, stop_on_signal()?, notify_ready).await?;
+            let ran = run::run(config, keys, stop_on_signal()?, notify_ready).await;
+            telemetry.finish().await;
+            ran?;
         }
         Command::Migrate { print: true } => io::stdout().write_all(migrations::print().as_bytes())?,
         Command::Migrate { print: false } => {
@@ -107,6 +112,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
         Command::Check { json } => return check::run(&sources, json).await,
         Command::Tasks(tasks) => tasks.run(&Config::load(&sources)?).await?,
         Command::Deliveries(deliveries) => deliveries.run(&Config::load(&sources)?).await?,
+        Command::Why(why) => why.run(&Config::load(&sources)?).await?,
         Command::Lanes(lanes) => lanes.run(&Config::load(&sources)?).await?,
         Command::Watch(watch) => watch.run(&Config::load(&sources)?).await?,
         Command::Keys(keys) => keys.run(&sources).await?,
@@ -197,7 +203,7 @@ mod tests {
             command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect::<Vec<_>>().join(" ")
         };
         let cli = Cli::command();
-        assert_eq!(names(&cli), "dev run migrate check tasks deliveries lanes watch keys receive ring");
+        assert_eq!(names(&cli), "dev run migrate check tasks deliveries why lanes watch keys receive ring");
         for (command, expected) in [
             ("tasks", "list show complete fail"),
             ("deliveries", "list show retry cancel"),
@@ -229,6 +235,8 @@ mod tests {
             ("deliveries retry 7 --past-horizon", true),
             ("deliveries retry seven", false),
             ("deliveries cancel 7", true),
+            ("why whk_1 --table my_tasks --json", true),
+            ("why", false),
             ("keys generate /k.jwk --kid k1", true),
             ("keys jwks /a.jwk /b.jwk", true),
             ("", false),

@@ -10,7 +10,7 @@ use crate::daemon::config::Config;
 use crate::daemon::keys::read_key_sets;
 use crate::daemon::run::sender;
 use crate::task::{CallbackUrl, OperationId, SigningScope, Status, TaskId, TaskType, UrlSchemes};
-use crate::webhook::{Envelope, IdempotencyKey, Outcome, Prepared, Signer};
+use crate::webhook::{Envelope, IdempotencyKey, Outcome, Prepared, Signer, TraceContext};
 
 #[derive(Debug, Args)]
 pub(super) struct Ring {
@@ -53,8 +53,9 @@ impl Ring {
         }
         .render()?;
         let began = tokio::time::Instant::now();
+        let trace = TraceContext::of(&key, uuid::Uuid::new_v4());
         let prepared = Prepared { url, key, body, authentication: None, signing_scope };
-        let outcome = sender.send(&prepared, &signer, now, config.deadline).await;
+        let outcome = sender.send(&prepared, &signer, trace, now, config.deadline).await;
         let took: Duration = began.elapsed();
         let status = outcome.status().map_or_else(String::new, |status| format!("{status} "));
         match (&outcome, outcome.reason()) {

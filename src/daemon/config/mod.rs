@@ -6,6 +6,7 @@
 //! repeated: it may be a secret.
 
 mod layers;
+mod check;
 mod raw;
 
 use std::collections::BTreeMap;
@@ -92,6 +93,8 @@ pub struct Config {
     pub user_agent: String,
     /// Where the admin listener is.
     pub admin: SocketAddr,
+    /// The page for people, where it is wanted.
+    pub page: Option<Page>,
     /// Metrics.
     pub metrics: Metrics,
     /// By task type, after how long an open task is failed.
@@ -100,6 +103,15 @@ pub struct Config {
     pub keep: Duration,
     /// Logs.
     pub log: Log,
+    /// Where spans are sent to, by OTLP over HTTP.
+    pub traces: Option<url::Url>,
+}
+
+/// The page for people, on the admin listener.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// Who has it may look; `None` for whoever is on this machine.
+    pub token: Option<SecretString>,
 }
 
 /// The AdCP Python SDK's outbox.

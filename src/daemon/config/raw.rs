@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +10,8 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::{Config, Database, KeySource, Log, LogFormat, Metrics, SealedSource, Signing, Sources};
+use super::check::{Check, DAY, HOUR, SECOND, TENTH, is_empty};
+use super::{Config, Database, KeySource, Log, LogFormat, Metrics, Page, SealedSource, Signing, Sources};
 use crate::daemon::dsn::Dsn;
 use crate::daemon::telemetry;
 use crate::outbox::CircuitPolicy;
@@ -32,7 +32,7 @@ sections! {
     Raw {
         database: RawDatabase, worker: RawWorker, retry: RawRetry, lanes: RawLanes, signing: RawSigning, sealing: RawSealing, sources: RawSources, legacy: RawLegacy,
         guard: RawGuard, http: RawHttp, admin: RawAdmin, metrics: RawMetrics, tasks: RawTasks, retention: RawRetention,
-        log: RawLog,
+        log: RawLog, traces: RawTraces,
     }
     RawDatabase { url: SecretString, url_file: PathBuf, max_connections: u64, statement_timeout: String, ca_file: PathBuf }
     RawWorker {
@@ -48,11 +48,12 @@ sections! {
     RawLegacy { bearer: bool, hmac: bool }
     RawGuard { allow_http: bool, allow_private: bool, ports: Vec<u64>, deny: Vec<String> }
     RawHttp { ca_file: PathBuf, user_agent: String }
-    RawAdmin { listen: String }
+    RawAdmin { listen: String, page: bool, page_token: SecretString, page_token_file: PathBuf }
     RawMetrics { refresh: String, task_types: Vec<String>, task_buckets: Vec<f64>, sla: BTreeMap<String, String> }
     RawTasks { fail_after: BTreeMap<String, String> }
     RawRetention { keep: String }
     RawLog { format: String, filter: String }
+    RawTraces { endpoint: String }
 }
 
 /// One of `[signing.scopes.NAME]`, where the reference has no defaults to give.
@@ -116,12 +117,14 @@ impl Raw {
             "http.user_agent",
             "must be printable ASCII, and not empty",
         );
-        let admin = self.admin.listen.parse().ok();
+        let admin: Option<SocketAddr> = self.admin.listen.parse().ok();
         check.refuse(admin.is_none(), "admin.listen", "must be an address and a port, like 127.0.0.1:9464");
+        let page = self.admin.check_page(admin, &mut check);
         let fail_after = check.by_type("tasks.fail_after", &self.tasks.fail_after, &self.metrics.task_types);
         let metrics = self.metrics.check(&mut check);
         let keep = check.time("retention.keep", &self.retention.keep, DAY..=DAY * 3650);
         let log = self.log.check(&mut check);
+        let traces = self.traces.check(sources, &mut check);
         let database = self.database.check(sources, &mut check);
 
         // Whatever was refused stands here as zero or empty; `load` then hands out no `Config`.
@@ -147,10 +150,12 @@ impl Raw {
             http_ca_file: some(self.http.ca_file),
             user_agent: self.http.user_agent,
             admin: admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))),
+            page,
             metrics,
             fail_after,
             keep: keep.unwrap_or_default(),
             log,
+            traces,
         }
     }
 }
@@ -264,6 +269,22 @@ impl RawGuard {
     }
 }
 
+impl RawAdmin {
+    /// The page, if it is wanted: beyond loopback only for whoever has a token.
+    fn check_page(self, listen: Option<SocketAddr>, check: &mut Check<'_>) -> Option<Page> {
+        let token = check.secret("admin.page_token", &self.page_token, some(self.page_token_file));
+        let short = token.as_ref().is_some_and(|token| token.expose_secret().chars().count() < MIN_TOKEN);
+        check.refuse(short, "admin.page_token", "must have at least 16 characters, better 32 random ones");
+        let beyond = listen.is_some_and(|listen| !listen.ip().is_loopback());
+        check.refuse(
+            self.page && beyond && token.is_none(),
+            "admin.page",
+            "needs admin.page_token or admin.page_token_file where admin.listen is not a loopback address",
+        );
+        self.page.then_some(Page { token })
+    }
+}
+
 impl RawMetrics {
     fn check(self, check: &mut Check<'_>) -> Metrics {
         let refresh = check.time("metrics.refresh", &self.refresh, SECOND..=HOUR);
@@ -306,6 +327,30 @@ impl RawLog {
             "must be a filter like info or taskbell=debug,warn",
         );
         Log { format: format.unwrap_or(LogFormat::Auto), filter: self.filter }
+    }
+}
+
+impl RawTraces {
+    /// Where spans are sent to; the variable of OpenTelemetry counts where the key is empty.
+    fn check(self, sources: &Sources, check: &mut Check<'_>) -> Option<url::Url> {
+        let built = cfg!(feature = "otlp");
+        check.refuse(
+            !built && !self.endpoint.is_empty(),
+            "traces.endpoint",
+            "needs a build with OpenTelemetry: cargo install --features otlp",
+        );
+        let standard = sources.environment.get("OTEL_EXPORTER_OTLP_ENDPOINT").filter(|_| built);
+        let text = Some(&self.endpoint).filter(|text| !text.is_empty()).or(standard)?;
+        let base = url::Url::parse(&format!("{}/v1/traces", text.trim_end_matches('/'))).ok();
+        let base = base.filter(|url| matches!(url.scheme(), "http" | "https"));
+        let secret = base.as_ref().is_some_and(|url| !url.username().is_empty() || url.password().is_some());
+        check.refuse(secret, "traces.endpoint", "must not carry a user name or password");
+        check.refuse(
+            base.is_none(),
+            "traces.endpoint",
+            "must be an http or https URL, as http://127.0.0.1:4318",
+        );
+        base
     }
 }
 
@@ -356,61 +401,6 @@ impl RawDatabase {
     }
 }
 
-/// Collects what is wrong, by key.
-struct Check<'a> {
-    problems: &'a mut Vec<String>,
-}
-
-impl Check<'_> {
-    fn refuse(&mut self, wrong: bool, key: &str, problem: &str) {
-        if wrong {
-            self.problems.push(format!("{key}: {problem}"));
-        }
-    }
-
-    /// A duration inside its range. One that was refused takes part in no further check.
-    fn time(&mut self, key: &str, text: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
-        let read = humantime::parse_duration(text).ok();
-        let inside = read.filter(|duration| range.contains(duration));
-        let (least, most) =
-            (humantime::format_duration(*range.start()), humantime::format_duration(*range.end()));
-        match (read, inside) {
-            (None, _) => self.refuse(true, key, "must be a duration, such as \"30s\", \"5m\" or \"24h\""),
-            (_, None) => self.refuse(true, key, &format!("must be from {least} to {most}")),
-            _ => {}
-        }
-        inside
-    }
-
-    /// A duration for each of some task types.
-    fn by_type(
-        &mut self,
-        section: &str,
-        typed: &BTreeMap<String, String>,
-        task_types: &[String],
-    ) -> BTreeMap<String, Duration> {
-        let limits = typed.iter().filter_map(|(name, text)| {
-            let key = format!("{section}.{name}");
-            let known =
-                TaskType::parse(name.as_str()).is_ok_and(|kind| kind.is_known()) || task_types.contains(name);
-            self.refuse(!known, &key, "is no AdCP task type; add it to metrics.task_types if it is yours");
-            Some((name.clone(), self.time(&key, text, SECOND..=DAY * 3650)?))
-        });
-        limits.collect()
-    }
-
-    fn files(&mut self, key: &str, files: &[PathBuf]) {
-        let empty = files.iter().any(|file| file.as_os_str().is_empty());
-        self.refuse(empty, key, "must not have an empty path");
-    }
-
-    fn count(&mut self, key: &str, count: u64, range: RangeInclusive<u64>) -> usize {
-        let problem = format!("must be from {} to {}", range.start(), range.end());
-        self.refuse(!range.contains(&count), key, &problem);
-        usize::try_from(count).unwrap_or(usize::MAX)
-    }
-}
-
 fn says(typed: &Dict, section: &str, key: &str) -> bool {
     typed.get(section).and_then(|section| section.as_dict()).is_some_and(|section| section.contains_key(key))
 }
@@ -419,13 +409,7 @@ fn some(path: PathBuf) -> Option<PathBuf> {
     (!path.as_os_str().is_empty()).then_some(path)
 }
 
-fn is_empty(secret: &SecretString) -> bool {
-    secret.expose_secret().is_empty()
-}
-
-const TENTH: Duration = Duration::from_millis(100);
-const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(86_400);
+/// Of a token that opens the page.
+const MIN_TOKEN: usize = 16;
 /// Between the end of an attempt and the end of its lease: time to settle.
 const DEADLINE_MARGIN: Duration = Duration::from_secs(5);

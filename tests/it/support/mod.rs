@@ -1,5 +1,6 @@
 //! One private cluster per test process, one database per test, a scripted receiver.
 
+pub mod browser;
 pub mod daemon;
 pub mod properties;
 #[path = "../../chaos/proxy.rs"]

@@ -14,7 +14,7 @@ use taskbell::daemon::database::tls_config;
 use taskbell::task::{CallbackUrl, UrlSchemes};
 use taskbell::webhook::{
     GuardPolicy, IdempotencyKey, KeyRing, LegacyModes, Outcome, Prepared, Resolver, Sender, SenderOptions,
-    Signer, SigningAlgorithm, SigningKey,
+    Signer, SigningAlgorithm, SigningKey, TraceContext,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -223,6 +223,11 @@ pub fn signer() -> Signer {
     Signer::new(KeyRing::new(vec![key]).unwrap(), LegacyModes::default())
 }
 
+/// The trace context of some attempt.
+pub fn trace() -> TraceContext {
+    TraceContext::of(&prepared("https://localhost/").key, uuid::Uuid::new_v4())
+}
+
 /// Nothing in these tests compares it with a clock.
 pub fn signing_time() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_776_520_800)
@@ -234,7 +239,7 @@ pub async fn send(sender: &Sender, url: &str) -> Outcome {
 }
 
 pub async fn send_within(sender: &Sender, url: &str, deadline: Duration) -> Outcome {
-    sender.send(&prepared(url), &signer(), signing_time(), deadline).await
+    sender.send(&prepared(url), &signer(), trace(), signing_time(), deadline).await
 }
 
 pub fn answered(status: u16) -> Outcome {

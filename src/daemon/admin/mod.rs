@@ -1,4 +1,6 @@
-//! The admin listener: metrics, health, readiness and the published keys.
+//! The admin listener: metrics, health, readiness, the published keys, and a page for people.
+
+pub mod page;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::task::SigningScope;
 use crate::webhook::Signer;
+use page::Page;
 
 /// What the admin listener shows.
 #[derive(Clone)]
@@ -36,8 +39,14 @@ pub struct Admin {
 ///
 /// # Errors
 /// The listener failed.
-pub async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, router(admin)).with_graceful_shutdown(stop.cancelled_owned()).await
+pub async fn serve(
+    listener: TcpListener,
+    admin: Admin,
+    page: Option<Page>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let routes = page.map_or_else(Router::new, page::routes).merge(router(admin));
+    axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 fn router(admin: Admin) -> Router {
@@ -117,7 +126,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let stop = CancellationToken::new();
-            let ended = tokio::spawn(serve(listener, admin, stop.clone()));
+            let ended = tokio::spawn(serve(listener, admin, None, stop.clone()));
             Self { address, listener_up, outbox_up, accepting, stop, ended }
         }
 
