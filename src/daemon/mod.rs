@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod config;
 pub mod telemetry;
+mod journal;
 pub mod dsn;
 pub mod database;
 pub mod run;
@@ -14,5 +15,7 @@ mod sealer;
 mod overdue;
 pub mod sources;
 mod reporter;
+pub mod pulse;
 mod admin;
+mod manager;
 pub mod embedded;

@@ -2,11 +2,13 @@
 
 use std::io::{IsTerminal, stderr};
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
-use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt, registry};
 
 use super::config::{Log, LogFormat};
+use super::journal;
 
 /// Installs the TLS provider. First thing in `main`.
 pub fn install_crypto() {
@@ -22,26 +24,32 @@ pub fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(directives)
 }
 
-/// Starts logging to standard error.
+/// Starts logging: to standard error, or to the journal.
 ///
 /// # Errors
 /// The filter is malformed.
 pub fn start_logging(log: &Log) -> Result<(), ParseError> {
     let filter = filter(&log.filter)?;
-    let text = match log.format {
-        LogFormat::Auto => stderr().is_terminal(),
-        LogFormat::Text => true,
-        LogFormat::Json => false,
+    let format = match log.format {
+        LogFormat::Auto if stderr().is_terminal() => LogFormat::Text,
+        LogFormat::Auto if journal::has_stderr() => LogFormat::Journald,
+        LogFormat::Auto => LogFormat::Json,
+        chosen => chosen,
     };
-    let builder = fmt().with_env_filter(filter).with_writer(stderr).with_ansi(stderr().is_terminal());
+    let journal = (format == LogFormat::Journald).then(journal::layer).transpose();
+    let no_journal = journal.as_ref().err().map(ToString::to_string);
+    let lines = fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
+    let lines = match (journal, format) {
+        (Ok(Some(journal)), _) => journal.boxed(),
+        (_, LogFormat::Text) => lines.compact().boxed(),
+        _ => lines.json().flatten_event(true).boxed(),
+    };
     // Err means that a subscriber is installed already, by a test or an embedding program.
-    let started = if text {
-        builder.compact().try_init().map_err(drop)
-    } else {
-        builder.json().flatten_event(true).try_init().map_err(drop)
-    };
-    if started.is_ok() {
+    if registry().with(lines.with_filter(filter)).try_init().is_ok() {
         log_panics();
+    }
+    if let Some(error) = no_journal {
+        tracing::warn!(error, "the journal does not listen: logging JSON to standard error");
     }
     Ok(())
 }

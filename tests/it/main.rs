@@ -27,6 +27,8 @@ mod schema;
 mod keys;
 mod lanes;
 mod leases;
+mod manager;
+mod pulse;
 mod sealed;
 mod sealing;
 mod sellers;
