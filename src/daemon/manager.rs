@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::sync::watch;
-use tokio::time::interval;
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::pulse::Pulse;
@@ -35,10 +35,12 @@ impl Manager {
 
     /// Says how it goes until we stop, and then that we stop. Never returns.
     async fn follow(mut self, stop: CancellationToken) {
-        let mut ready = false;
+        let (mut ready, mut told) = (false, None);
         loop {
             let up = *self.listener_up.borrow_and_update() && *self.outbox_up.borrow_and_update();
-            tell(&[NotifyState::Status(if up { RUNS } else { WAITS })]);
+            if told.replace(up) != Some(up) {
+                tell(&[NotifyState::Status(if up { RUNS } else { WAITS })]);
+            }
             if up && !ready {
                 ready = true;
                 tell(&[NotifyState::Ready]);
@@ -60,6 +62,7 @@ async fn keep_watchdog(pulse: Pulse) {
     let Some(period) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     // Never zero, which an interval refuses.
     let mut beats = interval((period / BEATS).max(Duration::from_millis(1)));
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut moves = true;
     loop {
         beats.tick().await;

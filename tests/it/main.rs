@@ -13,6 +13,7 @@ mod config;
 mod database;
 mod daemon;
 mod delivery;
+mod deploy;
 mod doorbell;
 mod embedded;
 mod examples;
