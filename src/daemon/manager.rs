@@ -26,15 +26,19 @@ impl Manager {
     /// Reports until `ended` is cancelled; `stop` begins the drain.
     pub(super) async fn report(self, stop: CancellationToken, ended: CancellationToken) {
         let watchdog = keep_watchdog(self.pulse.clone());
+        let follow = async {
+            // A drain with nothing in flight is over at once; its beginning is told all the same.
+            self.follow(&stop, &ended).await;
+            ended.cancelled().await;
+        };
         tokio::select! {
-            () = ended.cancelled() => {}
             () = watchdog => {}
-            () = self.follow(stop) => {}
+            () = follow => {}
         }
     }
 
-    /// Says how it goes until we stop, and then that we stop. Never returns.
-    async fn follow(mut self, stop: CancellationToken) {
+    /// Says how it goes until we stop, and then that we stop.
+    async fn follow(mut self, stop: &CancellationToken, ended: &CancellationToken) {
         let (mut ready, mut told) = (false, None);
         loop {
             let up = *self.listener_up.borrow_and_update() && *self.outbox_up.borrow_and_update();
@@ -47,13 +51,13 @@ impl Manager {
             }
             tokio::select! {
                 () = stop.cancelled() => break,
+                () = ended.cancelled() => break,
                 Ok(()) = self.listener_up.changed() => {}
                 Ok(()) = self.outbox_up.changed() => {}
             }
         }
         let time = u32::try_from((self.grace + AFTER_GRACE).as_micros()).unwrap_or(u32::MAX);
         tell(&[NotifyState::Stopping, NotifyState::Status(STOPS), NotifyState::ExtendTimeoutUsec(time)]);
-        std::future::pending().await
     }
 }
 

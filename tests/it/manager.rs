@@ -31,8 +31,10 @@ async fn hear(socket: &UnixDatagram, wanted: impl Fn(&str) -> bool) -> String {
     tokio::time::timeout(std::time::Duration::from_secs(60), heard).await.expect("it was never said")
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// An address that no other test binds, nor any connection takes before we do.
+fn address() -> String {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    format!("127.64.{high}.{low}:9464")
 }
 
 #[tokio::test]
@@ -41,7 +43,7 @@ async fn systemd_hears_that_it_is_ready_that_it_moves_and_that_it_stops() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let address = address();
     let of_daemon = |arguments: &[&str]| {
         let mut command = taskbell(Some(&database), arguments);
         command.env("TASKBELL_ADMIN__LISTEN", &address).stderr(Stdio::null());
