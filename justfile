@@ -45,3 +45,17 @@ pictures DIRECTORY:
 chaos SEEDS="1..21" SECONDS="30":
     TASKBELL_CHAOS_SEEDS={{SEEDS}} TASKBELL_CHAOS_SECONDS={{SECONDS}} \
         cargo test --locked --release --test chaos -- --ignored --nocapture
+
+# A package for Debian, in target/debian. Needs cargo-deb.
+deb:
+    cargo build --locked --profile dist --bin taskbell
+    rm -rf target/package && mkdir -p target/package
+    target/dist/taskbell man target/package/man
+    target/dist/taskbell completions bash > target/package/taskbell.bash
+    target/dist/taskbell completions zsh > target/package/_taskbell
+    target/dist/taskbell completions fish > target/package/taskbell.fish
+    cargo deb --locked --no-build --profile dist
+
+# The image. Needs Docker or Podman.
+image TAG="taskbell:latest":
+    docker build --tag {{TAG}} .

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,9 +35,14 @@ impl Bed {
             port: None,
             remove_after: false,
             // Everything else as PostgreSQL comes; a checkpoint in the middle would be noise.
-            settings: ["max_connections=200", "shared_buffers=512MB", "max_wal_size=8GB", "checkpoint_timeout=30min"]
-                .map(str::to_owned)
-                .to_vec(),
+            settings: [
+                "max_connections=200",
+                "shared_buffers=512MB",
+                "max_wal_size=8GB",
+                "checkpoint_timeout=30min",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
         };
         let server = EmbeddedPostgres::start(&options).unwrap();
         let identity = Identity::new();
@@ -108,7 +112,11 @@ impl Bed {
 
     /// How many webhooks are owed.
     pub async fn owed(&self, client: &Client) -> i64 {
-        client.query_one("SELECT count(*) FROM taskbell.outbox WHERE lane IS NOT NULL", &[]).await.unwrap().get(0)
+        client
+            .query_one("SELECT count(*) FROM taskbell.outbox WHERE lane IS NOT NULL", &[])
+            .await
+            .unwrap()
+            .get(0)
     }
 
     /// Waits until everything owed is settled.
@@ -144,7 +152,8 @@ pub struct Daemon {
 impl Daemon {
     async fn start(mut command: Command) -> Self {
         let began = Instant::now();
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let admin = loop {
             let line = lines.next().expect("the daemon says where it listens").unwrap();
@@ -179,9 +188,7 @@ impl Daemon {
 
     /// Seconds of processor time used so far.
     pub fn cpu_seconds(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.pid()));
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
-        drop(stat);
         let of_task = |task: fs::DirEntry| {
             let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
             text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or_default()
@@ -203,15 +210,11 @@ impl Drop for Daemon {
     }
 }
 
-/// Lets the server's user read it.
-pub fn readable(path: &std::path::Path) {
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-}
-
 const TASKS: &str = "INSERT INTO decisioning_tasks (task_id, account_id, task_type, created_at, updated_at) \
                      SELECT $2::text || i, 'acct_' || (i % 50), 'create_media_buy', extract(epoch FROM now()), 0 \
                      FROM generate_series(1, $1::bigint) AS i";
 const REGISTRATIONS: &str = include_str!("registrations.sql");
 const COMPLETE: &str = "UPDATE decisioning_tasks SET state = 'completed', result = $2::text::jsonb \
                         WHERE task_id LIKE $1";
-const PACKAGE: &str = r#"{"package_id": "pkg_0001", "budget": 12500.50, "pacing": "even", "status": "active"}"#;
+const PACKAGE: &str =
+    r#"{"package_id": "pkg_0001", "budget": 12500.50, "pacing": "even", "status": "active"}"#;

@@ -9,7 +9,7 @@ use taskbell::daemon::database::tls_config;
 use taskbell::task::{CallbackUrl, UrlSchemes};
 use taskbell::webhook::{
     GuardPolicy, IdempotencyKey, KeyRing, LegacyModes, Outcome, Prepared, Sender, SenderOptions, Signer,
-    SigningAlgorithm, SigningKey,
+    SigningAlgorithm, SigningKey, TraceContext,
 };
 
 use super::bed::{Bed, result};
@@ -36,7 +36,11 @@ pub async fn drain(rounds: usize) -> Table {
         table.row(["taskbell".to_owned(), thousands(ours), format!("{:.2}", ours / alone)]);
         if let Some(peer) = &peer {
             let theirs = peer.drain(&mut bed, OWED, RESULT_BYTES).await;
-            table.row(["graphile-worker, local queue 500, batch 5 ms".to_owned(), thousands(theirs), format!("{:.2}", theirs / alone)]);
+            table.row([
+                "graphile-worker, local queue 500, batch 5 ms".to_owned(),
+                thousands(theirs),
+                format!("{:.2}", theirs / alone),
+            ]);
         }
     }
     table
@@ -65,7 +69,9 @@ async fn without_database(bed: &mut Bed) -> f64 {
                     return;
                 }
                 let prepared = prepared(n, ports[n % ports.len()]);
-                let sent = sender.send(&prepared, &signer, SystemTime::now(), Duration::from_secs(30)).await;
+                let trace = TraceContext::of(&prepared.key, uuid::Uuid::new_v4());
+                let sent =
+                    sender.send(&prepared, &signer, trace, SystemTime::now(), Duration::from_secs(30)).await;
                 assert!(matches!(sent, Outcome::Answered { status: 200, .. }), "{sent:?}");
             }
         })
@@ -106,7 +112,12 @@ async fn taskbell(bed: &mut Bed) -> f64 {
 }
 
 /// How long a new daemon takes for what is owed, from the first arrival to the last settlement.
-pub async fn drained(bed: &mut Bed, client: &tokio_postgres::Client, owed: usize, settings: &[(&str, &str)]) -> Duration {
+pub async fn drained(
+    bed: &mut Bed,
+    client: &tokio_postgres::Client,
+    owed: usize,
+    settings: &[(&str, &str)],
+) -> Duration {
     bed.receiver.forget();
     let daemon = bed.daemon(settings).await;
     bed.receiver.wait_for(1, PATIENCE).await;

@@ -42,7 +42,10 @@ impl Peer {
         let client = connect(&bed.dsn_of("peer")).await;
         client.batch_execute(include_str!("peer/schema.sql")).await.unwrap();
         let ports: Vec<i32> = bed.receiver.ports.iter().map(|port| i32::from(*port)).collect();
-        client.execute(include_str!("peer/tasks.sql"), &[&i64::try_from(tasks).unwrap(), &ports]).await.unwrap();
+        client
+            .execute(include_str!("peer/tasks.sql"), &[&i64::try_from(tasks).unwrap(), &ports])
+            .await
+            .unwrap();
         client
     }
 
@@ -55,7 +58,13 @@ impl Peer {
     /// Webhooks a second over a backlog.
     pub async fn drain(&self, bed: &mut Bed, owed: usize, result_bytes: usize) -> f64 {
         let client = self.set_up(bed, owed).await;
-        client.execute("UPDATE tasks SET state = 'completed', result = $1::text::jsonb", &[&result(result_bytes)]).await.unwrap();
+        client
+            .execute(
+                "UPDATE tasks SET state = 'completed', result = $1::text::jsonb",
+                &[&result(result_bytes)],
+            )
+            .await
+            .unwrap();
         client.batch_execute("VACUUM ANALYZE").await.unwrap();
         bed.receiver.forget();
         let worker = self.start(bed, true);

@@ -122,8 +122,7 @@ pub fn serve(arguments: &[String]) {
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listeners: Vec<StdListener> =
-        (0..ports).map(|_| StdListener::bind("127.0.0.1:0").unwrap()).collect();
+    let listeners: Vec<StdListener> = (0..ports).map(|_| StdListener::bind("127.0.0.1:0").unwrap()).collect();
     let numbers = listeners.iter().map(|listener| listener.local_addr().unwrap().port().to_string());
     println!("{}", numbers.collect::<Vec<_>>().join(" "));
     let arrived = Arrived::default();

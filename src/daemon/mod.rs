@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod config;
 pub mod telemetry;
+mod journal;
 #[cfg(feature = "otlp")]
 mod traces;
 pub mod dsn;
@@ -16,5 +17,7 @@ mod sealer;
 mod overdue;
 pub mod sources;
 mod reporter;
+pub mod pulse;
 mod admin;
+mod manager;
 pub mod embedded;

@@ -16,7 +16,9 @@ use super::admin::page::{Board, Gate, Health, Page};
 use super::admin::{self, Admin};
 use super::config::Config;
 use super::database::{Connector, tls_config};
+use super::manager::Manager;
 use super::overdue::Overdue;
+use super::pulse::Pulse;
 use super::reporter::Reporter;
 use super::{keys, sealer, sources};
 use crate::listener::{Doorbell, Listener};
@@ -111,10 +113,19 @@ pub async fn run(
         tasks.spawn(board.clone().run(services.clone()));
         Page { gate: Gate::new(page.token.as_ref()), board, stop: services.clone() }
     });
+    let pulse = Pulse::new(worker.due_back(), config.database.patience() * EXCHANGES);
+    let manager = Manager {
+        listener_up: listener_up.clone(),
+        outbox_up: worker.outbox_up(),
+        pulse: pulse.clone(),
+        grace: config.grace,
+    };
+    tasks.spawn(manager.report(stop.clone(), services.clone()));
     let admin = Admin {
         metrics,
         listener_up,
         outbox_up: worker.outbox_up(),
+        pulse,
         accepting: is_accepting,
         signer: signer.clone(),
     };
@@ -227,4 +238,7 @@ impl World for RealWorld {
 /// From a fast receiver to the deadline and, for acceptance, to the horizon.
 const WIRE_BUCKETS: [f64; 16] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 300.0, 3600.0, 21_600.0, 86_400.0];
+/// More than a turn has with the database one after the other, each with an end of its own. What takes
+/// longer than all of them is no slow database.
+const EXCHANGES: u32 = 6;
 const UPKEEP: Duration = Duration::from_secs(5);

@@ -7,7 +7,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt, registry};
 
-use super::config::{Config, LogFormat};
+use super::config::{Config, Log, LogFormat};
+use super::journal;
 #[cfg(feature = "otlp")]
 use super::traces;
 
@@ -42,19 +43,21 @@ impl Telemetry {
     }
 }
 
-/// Starts logging to standard error, and sending spans where that is configured.
+/// Starts logging to standard error or to the journal, and sending spans where that is configured.
 ///
 /// # Errors
 /// The filter is malformed.
 pub fn start(config: &Config) -> Result<Telemetry, ParseError> {
     let filter = filter(&config.log.filter)?;
-    let text = match config.log.format {
-        LogFormat::Auto => stderr().is_terminal(),
-        LogFormat::Text => true,
-        LogFormat::Json => false,
-    };
+    let format = chosen_format(&config.log);
+    let journal = (format == LogFormat::Journald).then(journal::layer).transpose();
+    let no_journal = journal.as_ref().err().map(ToString::to_string);
     let lines = fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
-    let lines = if text { lines.compact().boxed() } else { lines.json().flatten_event(true).boxed() };
+    let lines = match (journal, format) {
+        (Ok(Some(journal)), _) => journal.boxed(),
+        (_, LogFormat::Text) => lines.compact().boxed(),
+        _ => lines.json().flatten_event(true).boxed(),
+    };
     let subscriber = registry().with(lines.with_filter(filter));
     #[cfg(feature = "otlp")]
     let (spans, exporter) = config.traces.clone().map(traces::start).unzip();
@@ -64,10 +67,22 @@ pub fn start(config: &Config) -> Result<Telemetry, ParseError> {
     if subscriber.try_init().is_ok() {
         log_panics();
     }
+    if let Some(error) = no_journal {
+        tracing::warn!(error, "the journal does not listen: logging JSON to standard error");
+    }
     Ok(Telemetry {
         #[cfg(feature = "otlp")]
         exporter,
     })
+}
+
+fn chosen_format(log: &Log) -> LogFormat {
+    match log.format {
+        LogFormat::Auto if stderr().is_terminal() => LogFormat::Text,
+        LogFormat::Auto if journal::has_stderr() => LogFormat::Journald,
+        LogFormat::Auto => LogFormat::Json,
+        chosen => chosen,
+    }
 }
 
 /// A panic ends one attempt, not the daemon, so it has to be seen: as an event like any other,

@@ -71,6 +71,7 @@ pub struct Worker<O, W> {
     finished: Vec<Settled>,
     egress: Egress,
     outbox_up: watch::Sender<bool>,
+    due_back: watch::Sender<Instant>,
     phase: Phase,
     last_busy: Instant,
     /// What the timer of an asleep worker stands for.
@@ -101,18 +102,26 @@ impl<O: Outbox, W: World> Worker<O, W> {
             started: HashMap::new(),
             finished: Vec::new(),
             egress: Egress::default(),
-            outbox_up: watch::Sender::new(true),
+            outbox_up: watch::Sender::new(false),
+            due_back: watch::Sender::new(Instant::now()),
             phase: Phase::Asleep { watchful: true },
             last_busy: Instant::now(),
             alarm: "safety_poll",
         }
     }
 
-    /// Whether the last turn could read and write the outbox: not while the database is down,
-    /// read-only or full.
+    /// Whether the last turn could read and write the outbox: not before the first, nor while the
+    /// database is down, read-only or full.
     #[must_use]
     pub fn outbox_up(&self) -> watch::Receiver<bool> {
         self.outbox_up.subscribe()
+    }
+
+    /// When the loop comes back to its head, not counting how long the database takes for it. A loop
+    /// that stays away far longer than that is stuck.
+    #[must_use]
+    pub fn due_back(&self) -> watch::Receiver<Instant> {
+        self.due_back.subscribe()
     }
 
     /// Runs until `stop` is cancelled, then drains: claims nothing new, waits for what is in
@@ -120,6 +129,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     pub async fn run(mut self, stop: CancellationToken) {
         self.wake_up("connected");
         loop {
+            self.due_back.send_replace(Instant::now());
             let turned = tokio::select! {
                 turned = self.turn() => turned,
                 // A database that does not answer must not hold up a stop.
@@ -137,6 +147,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     Instant::now() + OUTAGE_PAUSE
                 }
             };
+            self.due_back.send_replace(next_look);
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(wake) = self.wakes.recv() => self.wake_up(match wake {
@@ -349,6 +360,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     async fn drain(mut self) {
         let deadline = Instant::now() + self.settings.grace;
         loop {
+            self.due_back.send_replace(Instant::now());
             if Instant::now() >= deadline {
                 self.attempts.abort_all();
                 while let Some(ended) = self.attempts.join_next_with_id().await {
@@ -373,6 +385,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 return;
             }
             let again = if self.finished.is_empty() { deadline } else { Instant::now() + OUTAGE_PAUSE };
+            self.due_back.send_replace(again.min(deadline));
             tokio::select! {
                 Some(ended) = self.attempts.join_next_with_id() => self.collect(ended),
                 () = sleep_until(again.min(deadline)) => {}

@@ -234,3 +234,29 @@ async fn dev_shows_the_whole_way_and_stops_after_as_many_webhooks_as_asked() {
     let verified = said.out.lines().filter(|line| line.contains("  verified ")).count();
     assert!(verified >= 2 && said.out.contains("signed by taskbell-dev"), "{said:?}");
 }
+
+#[tokio::test]
+async fn every_command_has_a_manual_page_and_every_shell_its_completions() {
+    let directory = tempfile::tempdir().unwrap();
+    let pages = directory.path().join("man1");
+    let made = run(taskbell(None, &["man", pages.to_str().unwrap()])).await;
+    assert_eq!(made.code, 0, "{made:?}");
+    let mut expected = Vec::new();
+    let mut waiting =
+        vec![("taskbell".to_owned(), <taskbell::daemon::cli::Cli as clap::CommandFactory>::command())];
+    while let Some((name, command)) = waiting.pop() {
+        let page = std::fs::read_to_string(pages.join(format!("{name}.1"))).unwrap();
+        let about = command.get_about().unwrap().to_string();
+        // Apostrophes and hyphens are written otherwise there.
+        let begin = about.split(['\'', '-']).next().unwrap();
+        assert!(page.contains(".SH DESCRIPTION") && page.contains(begin), "{name}: {begin}");
+        let subcommands = command.get_subcommands().filter(|sub| sub.get_name() != "help");
+        waiting.extend(subcommands.map(|sub| (format!("{name}-{}", sub.get_name()), sub.clone())));
+        expected.push(format!("{name}.1"));
+    }
+    assert!(expected.len() > 25, "{expected:?}");
+    for shell in ["bash", "zsh", "fish"] {
+        let said = run(taskbell(None, &["completions", shell])).await;
+        assert!(said.code == 0 && said.out.contains("past-horizon"), "{shell}");
+    }
+}

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::pulse::Pulse;
 use crate::task::SigningScope;
 use crate::webhook::Signer;
 use page::Page;
@@ -29,6 +30,8 @@ pub struct Admin {
     pub listener_up: watch::Receiver<bool>,
     /// Whether the outbox can be read and written.
     pub outbox_up: watch::Receiver<bool>,
+    /// Whether the worker moves.
+    pub pulse: Pulse,
     /// Whether we still take new work.
     pub accepting: watch::Receiver<bool>,
     /// Whose keys are published.
@@ -52,7 +55,7 @@ pub async fn serve(
 fn router(admin: Admin) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .route("/.well-known/jwks.json", get(|admin| jwks(admin, None)))
         .route("/.well-known/jwks/{scope}", get(|admin, Path(scope)| jwks(admin, Some(scope))))
@@ -62,6 +65,15 @@ fn router(admin: Admin) -> Router {
 async fn metrics(State(admin): State<Admin>) -> Response {
     metrics_process::Collector::default().collect();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render()).into_response()
+}
+
+/// Healthy: the worker moves. Only a new process repairs one that does not; a database that is
+/// down is no reason for a new process.
+async fn healthy(State(admin): State<Admin>) -> Response {
+    match admin.pulse.beats() {
+        true => "ok\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "the worker is stuck\n").into_response(),
+    }
 }
 
 /// Ready: subscribed to the bell, on a database that takes writes, and taking work.
@@ -86,7 +98,10 @@ async fn jwks(State(admin): State<Admin>, scope: Option<String>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use metrics_exporter_prometheus::PrometheusBuilder;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::webhook::{KeyRing, KeySets, LegacyModes, SigningAlgorithm, SigningKey};
@@ -97,6 +112,7 @@ mod tests {
         listener_up: watch::Sender<bool>,
         outbox_up: watch::Sender<bool>,
         accepting: watch::Sender<bool>,
+        due_back: watch::Sender<Instant>,
         stop: CancellationToken,
         ended: tokio::task::JoinHandle<std::io::Result<()>>,
     }
@@ -109,6 +125,8 @@ mod tests {
         Signer::new(KeySets::new(ring("k1"), scopes), LegacyModes::default())
     }
 
+    const SLACK: Duration = Duration::from_secs(60);
+
     impl Served {
         async fn start() -> Self {
             let recorder = PrometheusBuilder::new().build_recorder();
@@ -116,10 +134,12 @@ mod tests {
             let (listener_up, is_up) = watch::channel(false);
             let (outbox_up, writes) = watch::channel(true);
             let (accepting, is_accepting) = watch::channel(true);
+            let (due_back, due) = watch::channel(Instant::now());
             let admin = Admin {
                 metrics: recorder.handle(),
                 listener_up: is_up,
                 outbox_up: writes,
+                pulse: Pulse::new(due, SLACK),
                 accepting: is_accepting,
                 signer: Arc::new(signer()),
             };
@@ -127,7 +147,7 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let stop = CancellationToken::new();
             let ended = tokio::spawn(serve(listener, admin, None, stop.clone()));
-            Self { address, listener_up, outbox_up, accepting, stop, ended }
+            Self { address, listener_up, outbox_up, accepting, due_back, stop, ended }
         }
 
         async fn get(&self, path: &str) -> reqwest::Response {
@@ -166,6 +186,8 @@ mod tests {
             (503, r#"{"accepting":false,"listener":true,"outbox":true}"#.to_owned())
         );
         assert_eq!(served.get("/healthz").await.status(), 200);
+        served.due_back.send_replace(Instant::now() - 2 * SLACK);
+        assert_eq!(served.get("/healthz").await.status(), 503);
     }
 
     #[tokio::test]

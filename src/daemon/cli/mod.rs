@@ -3,8 +3,10 @@
 mod check;
 mod deliveries;
 mod dev;
+mod health;
 mod keys;
 mod lanes;
+mod pages;
 mod receive;
 mod ring;
 mod tasks;
@@ -15,7 +17,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -79,6 +81,12 @@ enum Command {
     Receive(receive::Receive),
     /// Sends one signed test webhook.
     Ring(ring::Ring),
+    /// Asks the daemon on this machine how it is. For containers' health checks.
+    Health(health::Health),
+    /// Prints the completions of a shell.
+    Completions(pages::Completions),
+    /// Writes the manual pages.
+    Man(pages::Man),
 }
 
 /// Carries out what was typed. The exit code: 0, or 1 when `check` found a fault.
@@ -97,7 +105,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
             let config = Config::load(&sources)?;
             let telemetry = telemetry::start(&config).context("log.filter")?;
             let keys = read_key_sets(&config.signing)?;
-            let ran = run::run(config, keys, stop_on_signal()?, notify_ready).await;
+            let ran = run::run(config, keys, stop_on_signal()?, |_| ()).await;
             telemetry.finish().await;
             ran?;
         }
@@ -118,6 +126,9 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
         Command::Keys(keys) => keys.run(&sources).await?,
         Command::Receive(receive) => receive.run(stop_on_signal()?).await?,
         Command::Ring(ring) => ring.run(&Config::load(&sources)?).await?,
+        Command::Health(health) => return health.run(&Config::load(&sources)?).await,
+        Command::Completions(completions) => completions.run(&mut Cli::command()),
+        Command::Man(man) => man.run(Cli::command())?,
     }
     Ok(0)
 }
@@ -135,11 +146,6 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
         token.cancel();
     });
     Ok(stop)
-}
-
-/// Tells systemd; a no-op elsewhere.
-fn notify_ready(_admin: std::net::SocketAddr) {
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
 /// What `watch list` and `check` look at.
@@ -187,7 +193,6 @@ fn cell(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use serde_json::json;
 
     use super::*;
@@ -203,7 +208,10 @@ mod tests {
             command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect::<Vec<_>>().join(" ")
         };
         let cli = Cli::command();
-        assert_eq!(names(&cli), "dev run migrate check tasks deliveries why lanes watch keys receive ring");
+        assert_eq!(
+            names(&cli),
+            "dev run migrate check tasks deliveries why lanes watch keys receive ring health completions man"
+        );
         for (command, expected) in [
             ("tasks", "list show complete fail"),
             ("deliveries", "list show retry cancel"),
@@ -239,6 +247,10 @@ mod tests {
             ("why", false),
             ("keys generate /k.jwk --kid k1", true),
             ("keys jwks /a.jwk /b.jwk", true),
+            ("health --ready", true),
+            ("completions zsh", true),
+            ("completions cobol", false),
+            ("man /tmp/pages", true),
             ("", false),
         ] {
             let parsed = Cli::try_parse_from(std::iter::once("taskbell").chain(line.split_whitespace()));

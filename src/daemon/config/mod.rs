@@ -207,12 +207,14 @@ pub struct Log {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Text on a terminal, JSON elsewhere.
+    /// Text on a terminal, the journal under systemd, JSON elsewhere.
     Auto,
     /// For people.
     Text,
     /// For collectors.
     Json,
+    /// systemd's journal, by its own protocol.
+    Journald,
 }
 
 /// Everything that is wrong with a configuration.

@@ -318,9 +318,10 @@ impl RawLog {
             "auto" => Some(LogFormat::Auto),
             "text" => Some(LogFormat::Text),
             "json" => Some(LogFormat::Json),
+            "journald" => Some(LogFormat::Journald),
             _ => None,
         };
-        check.refuse(format.is_none(), "log.format", "must be auto, text or json");
+        check.refuse(format.is_none(), "log.format", "must be auto, text, json or journald");
         check.refuse(
             telemetry::filter(&self.filter).is_err(),
             "log.filter",
