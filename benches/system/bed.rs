@@ -1,11 +1,10 @@
 //! What every benchmark runs on: a PostgreSQL with real durability, buyers, and daemons as
 //! operators run them.
 
-use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskbell::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use taskbell::migrations;
@@ -145,20 +144,17 @@ pub async fn connect(dsn: &str) -> Client {
 /// A running daemon.
 pub struct Daemon {
     child: Child,
-    /// From exec to its admin listener saying that it is ready.
-    pub ready_after: Duration,
 }
 
 impl Daemon {
     async fn start(mut command: Command) -> Self {
-        let began = Instant::now();
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let admin = loop {
             let line = lines.next().expect("the daemon says where it listens").unwrap();
             let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-            if let Some(address) = line["fields"]["admin"].as_str() {
+            if let Some(address) = line["admin"].as_str() {
                 break address.to_owned();
             }
         };
@@ -168,32 +164,12 @@ impl Daemon {
         while http.get(&ready).send().await.is_ok_and(|answer| !answer.status().is_success()) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        Self { child, ready_after: began.elapsed() }
+        Self { child }
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    /// Resident bytes, now and at most.
-    pub fn resident(&self) -> (u64, u64) {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let of = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-        };
-        (of("VmRSS:"), of("VmHWM:"))
-    }
-
-    /// Seconds of processor time used so far.
-    pub fn cpu_seconds(&self) -> f64 {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
-        let of_task = |task: fs::DirEntry| {
-            let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or_default()
-        };
-        tasks.map(|task| of_task(task.unwrap())).sum::<f64>() / 1e9
     }
 
     /// Asks it to end, and waits.

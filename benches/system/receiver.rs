@@ -3,7 +3,6 @@
 //! The benchmark starts itself again with `receiver PORTS CERTIFICATE KEY` and talks to it by lines:
 //! `count`, `dump`, `forget`.
 
-use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener as StdListener;
 use std::path::Path;
@@ -49,21 +48,6 @@ impl Receiver {
     /// How many POSTs have arrived.
     pub fn count(&mut self) -> usize {
         self.ask("count").parse().unwrap()
-    }
-
-    /// When each task's webhook arrived first, as Unix time.
-    pub fn arrivals(&mut self) -> HashMap<String, Duration> {
-        let lines: usize = self.ask("dump").parse().unwrap();
-        let arrival = |line: String| {
-            let (task, at) = line.split_once('\t').unwrap();
-            (task.to_owned(), Duration::from_nanos(at.parse().unwrap()))
-        };
-        let mut arrived = HashMap::new();
-        for _ in 0..lines {
-            let (task, at) = arrival(self.line());
-            arrived.entry(task).or_insert(at);
-        }
-        arrived
     }
 
     /// Forgets what has arrived.
