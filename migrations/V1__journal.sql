@@ -52,6 +52,7 @@ INSERT INTO taskbell.task_type (name) VALUES
 -- `token` and `credentials` are plain only until a daemon with a sealing key sees them; `sealed`
 -- then holds both, under AES-256-GCM, bound to the other columns.
 -- `states`: the open states that the buyer hears of too, beside the ends of the task.
+-- `newest_sent`: the newest row of an open state that went out; older ones are old news since.
 CREATE TABLE taskbell.registration (
     watch_id      smallint NOT NULL,
     task_id       text COLLATE "C" NOT NULL,
@@ -68,6 +69,7 @@ CREATE TABLE taskbell.registration (
     signing_scope text COLLATE "C",
     states        text[] NOT NULL DEFAULT '{}',
     lane          text COLLATE "C" NOT NULL,
+    newest_sent   bigint,
     registered_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (watch_id, task_id),
     CONSTRAINT sealed_as_a_whole CHECK ((sealed IS NULL) = (sealed_nonce IS NULL)

@@ -1,16 +1,24 @@
 //! What every benchmark runs on: a PostgreSQL with real durability, buyers, and daemons as
 //! operators run them.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::SecretString;
+use taskbell::daemon::config::Database;
+use taskbell::daemon::database::Connector;
 use taskbell::daemon::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use taskbell::migrations;
+use taskbell::outbox::{CircuitPolicy, NativeOptions, NativeOutbox};
+use taskbell::task::UrlSchemes;
 use tempfile::{NamedTempFile, TempDir};
 use tokio_postgres::{Client, NoTls};
 
+use super::processes::Processes;
 use super::receiver::Receiver;
 use super::scratch::scratch;
 use super::tls::Identity;
@@ -27,6 +35,11 @@ pub struct Bed {
 impl Bed {
     /// An empty database with our schema, and so many destinations.
     pub async fn new(destinations: usize) -> Self {
+        Self::with(destinations, &[]).await
+    }
+
+    /// The same, with more settings of the server.
+    pub async fn with(destinations: usize, settings: &[&str]) -> Self {
         let directory = scratch("taskbell-bench-");
         let options = EmbeddedOptions {
             directory: directory.path().join("pg"),
@@ -40,8 +53,10 @@ impl Bed {
                 "max_wal_size=8GB",
                 "checkpoint_timeout=30min",
             ]
-            .map(str::to_owned)
-            .to_vec(),
+            .iter()
+            .chain(settings)
+            .map(|setting| (*setting).to_owned())
+            .collect(),
         };
         let server = EmbeddedPostgres::start(&options).unwrap();
         let identity = Identity::new();
@@ -52,7 +67,9 @@ impl Bed {
         let bed = Self { receiver, certificate, directory, server, dsn };
         migrations::apply(&mut bed.client().await).await.unwrap();
         let mut generate = bed.taskbell(&["keys", "generate"]);
-        assert!(generate.arg(bed.key()).stdout(Stdio::null()).status().unwrap().success());
+        assert!(
+            generate.arg(bed.key()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+        );
         bed
     }
 
@@ -70,14 +87,23 @@ impl Bed {
         connect(&self.dsn).await
     }
 
-    /// A command of the program that is measured.
+    /// The server and everything it has started.
+    pub fn server_processes(&self) -> Processes {
+        let lock_file = self.directory.path().join("pg/data/postmaster.pid");
+        let text = fs::read_to_string(lock_file).unwrap();
+        Processes::family(text.lines().next().unwrap().parse().unwrap())
+    }
+
+    /// A command of the program that is measured; another build of it with `BENCH_TASKBELL`.
     pub fn taskbell(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_taskbell"));
+        let program = std::env::var_os("BENCH_TASKBELL");
+        let mut command = Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_taskbell").into()));
         command.env_clear().args(arguments).env("DATABASE_URL", &self.dsn);
         command
     }
 
-    /// A daemon with the defaults but for what follows.
+    /// A daemon with the defaults but for what follows, and for what the environment of the
+    /// benchmark says: `TASKBELL_WORKER__CONCURRENCY=256 cargo bench --bench system -- cost`.
     pub async fn daemon(&self, settings: &[(&str, &str)]) -> Daemon {
         let mut command = self.taskbell(&["run"]);
         command
@@ -88,7 +114,27 @@ impl Bed {
             .env("TASKBELL_LOG__FORMAT", "json")
             .env("TASKBELL_LOG__FILTER", "error,taskbell::daemon=info");
         command.envs(settings.iter().copied());
+        command.envs(std::env::vars().filter(|(name, _)| name.starts_with("TASKBELL_")));
         Daemon::start(command).await
+    }
+
+    /// The outbox as the daemon has it.
+    pub fn outbox(&self) -> NativeOutbox {
+        let database = Database {
+            url: Some(SecretString::from(self.dsn.clone())),
+            max_connections: 4,
+            statement_timeout: Duration::from_secs(30),
+            ca_file: None,
+        };
+        let options = NativeOptions {
+            lease: Duration::from_secs(60),
+            horizon: Duration::from_secs(86_400),
+            patience: Duration::from_secs(60),
+            schemes: UrlSchemes::HttpsOnly,
+            sealing: Arc::default(),
+            circuits: CircuitPolicy::default(),
+        };
+        NativeOutbox::new(Connector::new(&database).unwrap().pool().unwrap(), options)
     }
 
     /// Tasks `task_1` to `task_N`, registered round the destinations, for 50 accounts.
@@ -99,8 +145,33 @@ impl Bed {
     /// The same with other names, another path, and these ports.
     pub async fn tasks_at(&self, client: &Client, prefix: &str, many: i64, path: &str, ports: &[u16]) {
         let ports: Vec<i32> = ports.iter().map(|port| i32::from(*port)).collect();
-        client.execute(TASKS, &[&many, &prefix]).await.unwrap();
+        fill(client, "decisioning_tasks", prefix, many).await;
         client.execute(REGISTRATIONS, &[&many, &prefix, &ports, &path]).await.unwrap();
+    }
+
+    /// As if nobody had ever issued a task.
+    pub async fn empty(&self, client: &Client) {
+        client.batch_execute(EMPTY).await.unwrap();
+    }
+
+    /// So many webhooks owed in an otherwise empty database, as after a night's work: what came
+    /// before the end of the tasks was seen long ago, and autovacuum has been here.
+    pub async fn owe(&self, client: &Client, many: i64, result_bytes: usize) {
+        self.empty(client).await;
+        self.tasks(client, many).await;
+        self.journaled(client).await;
+        self.complete(client, "task_", result_bytes).await;
+        tidy(client).await;
+    }
+
+    /// Lets a daemon see every state change that no webhook is owed for.
+    pub async fn journaled(&self, client: &Client) {
+        let daemon = self.daemon(&[]).await;
+        let unseen = "SELECT count(*) FROM taskbell.outbox WHERE lane IS NULL";
+        while client.query_one(unseen, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        daemon.stop();
     }
 
     /// Ends all of them in one transaction, with results of so many bytes.
@@ -123,6 +194,30 @@ impl Bed {
         while self.owed(client).await > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// A file for a program to read.
+    pub fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+/// Tasks of 50 accounts in a table like the SDK's.
+pub async fn fill(client: &Client, table: &str, prefix: &str, many: i64) {
+    let sql = format!(
+        "INSERT INTO {table} (task_id, account_id, task_type, created_at, updated_at) \
+         SELECT $2::text || i, 'acct_' || (i % 50), 'create_media_buy', extract(epoch FROM now()), 0 \
+         FROM generate_series(1, $1::bigint) AS i"
+    );
+    client.execute(&sql, &[&many, &prefix]).await.unwrap();
+}
+
+/// What autovacuum and the checkpointer would have done by and by.
+pub async fn tidy(client: &Client) {
+    for statement in ["VACUUM ANALYZE", "CHECKPOINT"] {
+        client.batch_execute(statement).await.unwrap();
     }
 }
 
@@ -172,6 +267,10 @@ impl Daemon {
         self.child.id()
     }
 
+    pub fn processes(&self) -> Processes {
+        Processes::one(self.pid())
+    }
+
     /// Asks it to end, and waits.
     pub fn stop(mut self) {
         let _ = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status();
@@ -186,9 +285,7 @@ impl Drop for Daemon {
     }
 }
 
-const TASKS: &str = "INSERT INTO decisioning_tasks (task_id, account_id, task_type, created_at, updated_at) \
-                     SELECT $2::text || i, 'acct_' || (i % 50), 'create_media_buy', extract(epoch FROM now()), 0 \
-                     FROM generate_series(1, $1::bigint) AS i";
+const EMPTY: &str = "TRUNCATE decisioning_tasks, taskbell.outbox, taskbell.registration, taskbell.circuit";
 const REGISTRATIONS: &str = include_str!("registrations.sql");
 const COMPLETE: &str = "UPDATE decisioning_tasks SET state = 'completed', result = $2::text::jsonb \
                         WHERE task_id LIKE $1";

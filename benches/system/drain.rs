@@ -103,10 +103,7 @@ fn prepared(n: usize, port: u16) -> Prepared {
 /// From the first arrival until everything is accepted and settled.
 async fn taskbell(bed: &mut Bed) -> f64 {
     let client = bed.client().await;
-    client.batch_execute("TRUNCATE decisioning_tasks, taskbell.outbox, taskbell.registration").await.unwrap();
-    bed.tasks(&client, OWED as i64).await;
-    bed.complete(&client, "task_", RESULT_BYTES).await;
-    client.batch_execute("VACUUM ANALYZE").await.unwrap();
+    bed.owe(&client, OWED as i64, RESULT_BYTES).await;
     let began = drained(bed, &client, OWED, &[]).await;
     OWED as f64 / began.as_secs_f64()
 }

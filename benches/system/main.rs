@@ -15,8 +15,16 @@
 
 mod bed;
 mod receiver;
+mod processes;
 mod drain;
+mod cost;
+mod latency;
+mod seller;
+mod conditions;
+mod lanes;
+mod footprint;
 mod peer;
+mod figures;
 mod table;
 #[path = "../../tests/it/support/scratch.rs"]
 mod scratch;
@@ -36,6 +44,41 @@ fn main() {
         if wanted("drain") {
             tables.push(drain::drain(3).await);
         }
+        if wanted("cost") {
+            tables.extend(cost::cost().await);
+        }
+        if wanted("latency") {
+            tables.push(latency::latency().await);
+        }
+        if wanted("seller") {
+            tables.push(seller::seller(3).await);
+        }
+        if wanted("history") {
+            tables.push(conditions::history(3).await);
+        }
+        if wanted("snapshot") {
+            tables.push(conditions::snapshot(minutes()).await);
+        }
+        if wanted("backlog") {
+            tables.push(conditions::backlog().await);
+        }
+        if wanted("lanes") {
+            tables.extend(lanes::lanes(2).await);
+        }
+        if wanted("memory") {
+            tables.push(footprint::memory().await);
+        }
+        if wanted("idle") {
+            tables.push(footprint::idle().await);
+        }
+        if wanted("start") {
+            tables.push(footprint::start().await);
+        }
         tables.iter().for_each(table::Table::print);
     });
+}
+
+/// How long a transaction is held open; `BENCH_MINUTES`, ten of them otherwise.
+fn minutes() -> u64 {
+    std::env::var("BENCH_MINUTES").map_or(10, |minutes| minutes.parse().unwrap())
 }

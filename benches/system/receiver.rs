@@ -1,12 +1,14 @@
 //! The buyers: a process of its own with TLS on many ports, that notes when each webhook arrived.
 //!
 //! The benchmark starts itself again with `receiver PORTS CERTIFICATE KEY` and talks to it by lines:
-//! `count`, `dump`, `forget`.
+//! `count`, `dump`, `forget`, `heal`.
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener as StdListener;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -22,6 +24,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::figures::Quantiles;
+use super::processes::Processes;
 
 /// The handle on the process.
 pub struct Receiver {
@@ -50,6 +55,10 @@ impl Receiver {
         self.ask("count").parse().unwrap()
     }
 
+    pub fn processes(&self) -> Processes {
+        Processes::one(self.child.id())
+    }
+
     /// Forgets what has arrived.
     pub fn forget(&mut self) {
         self.ask("forget");
@@ -62,6 +71,40 @@ impl Receiver {
             assert!(began.elapsed() < patience, "{} of {many} arrived within {patience:?}", self.count());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Waits for as many, but not for ever.
+    pub async fn wait_for_some(&mut self, many: usize, patience: Duration) {
+        let began = Instant::now();
+        while self.count() < many && began.elapsed() < patience {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The task and the time of each arrival, in nanoseconds since 1970.
+    pub fn dump(&mut self) -> Vec<(String, u128)> {
+        let lines: usize = self.ask("dump").parse().unwrap();
+        let arrivals = (0..lines).map(|_| {
+            let line = self.line();
+            let (task, at) = line.split_once('\t').unwrap();
+            (task.to_owned(), at.parse().unwrap())
+        });
+        arrivals.collect()
+    }
+
+    /// How long the first webhook of each of these tasks took from then.
+    pub fn latencies(&mut self, since: &[(String, u128)]) -> Quantiles {
+        let mut first: HashMap<String, u128> = HashMap::new();
+        for (task, at) in self.dump() {
+            first.entry(task).or_insert(at);
+        }
+        let arrived = since.iter().filter_map(|(task, then)| Some((then, first.get(task)?)));
+        Quantiles::of(arrived.map(|(then, at)| at.saturating_sub(*then) as f64 / 1e9).collect())
+    }
+
+    /// From now on `/hang` and `/500` answer as everybody else does.
+    pub fn heal(&mut self) {
+        self.ask("heal");
     }
 
     fn ask(&mut self, order: &str) -> String {
@@ -90,7 +133,12 @@ struct Webhook<'a> {
     task_id: std::borrow::Cow<'a, str>,
 }
 
-type Arrived = Arc<Mutex<Vec<(String, u128)>>>;
+/// What has arrived, and whether those that misbehave have stopped it.
+#[derive(Default)]
+struct Ledger {
+    arrived: Mutex<Vec<(String, u128)>>,
+    healed: AtomicBool,
+}
 
 /// The process itself.
 pub fn serve(arguments: &[String]) {
@@ -109,32 +157,32 @@ pub fn serve(arguments: &[String]) {
     let listeners: Vec<StdListener> = (0..ports).map(|_| StdListener::bind("127.0.0.1:0").unwrap()).collect();
     let numbers = listeners.iter().map(|listener| listener.local_addr().unwrap().port().to_string());
     println!("{}", numbers.collect::<Vec<_>>().join(" "));
-    let arrived = Arrived::default();
+    let ledger = Arc::new(Ledger::default());
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for listener in listeners {
-        let (acceptor, arrived) = (acceptor.clone(), arrived.clone());
+        let (acceptor, ledger) = (acceptor.clone(), ledger.clone());
         runtime.spawn(async move {
             listener.set_nonblocking(true).unwrap();
             let listener = TcpListener::from_std(listener).unwrap();
             while let Ok((socket, _)) = listener.accept().await {
-                let (acceptor, arrived) = (acceptor.clone(), arrived.clone());
+                let (acceptor, ledger) = (acceptor.clone(), ledger.clone());
                 tokio::spawn(async move {
                     socket.set_nodelay(true).unwrap();
                     let Ok(stream) = acceptor.accept(socket).await else { return };
-                    let service = service_fn(move |request| answer(request, arrived.clone()));
+                    let service = service_fn(move |request| answer(request, ledger.clone()));
                     let server = Builder::new(TokioExecutor::new());
                     let _ = server.serve_connection(TokioIo::new(stream), service).await;
                 });
             }
         });
     }
-    obey(&arrived);
+    obey(&ledger);
 }
 
 /// Until whoever started us has ended.
-fn obey(arrived: &Arrived) {
+fn obey(ledger: &Ledger) {
     for order in std::io::stdin().lines() {
-        let mut arrived = arrived.lock().unwrap();
+        let mut arrived = ledger.arrived.lock().unwrap();
         let mut out = std::io::stdout().lock();
         match order.unwrap().as_str() {
             "dump" => {
@@ -143,7 +191,12 @@ fn obey(arrived: &Arrived) {
                     writeln!(out, "{task}\t{at}").unwrap();
                 }
             }
+            "heal" => {
+                ledger.healed.store(true, Ordering::Relaxed);
+                writeln!(out, "0").unwrap();
+            }
             "forget" => {
+                ledger.healed.store(false, Ordering::Relaxed);
                 arrived.clear();
                 writeln!(out, "0").unwrap();
             }
@@ -153,18 +206,19 @@ fn obey(arrived: &Arrived) {
     }
 }
 
-/// `/hang` never answers, `/500` does so badly.
-async fn answer(request: Request<Incoming>, arrived: Arrived) -> Result<Response<Full<Bytes>>, hyper::Error> {
+/// `/hang` never answers, `/500` does so badly, until they are healed.
+async fn answer(request: Request<Incoming>, ledger: Arc<Ledger>) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await?.to_bytes();
     match path.as_str() {
+        _ if ledger.healed.load(Ordering::Relaxed) => {}
         "/hang" => std::future::pending().await,
         "/500" => return Ok(Response::builder().status(500).body(Full::default()).unwrap()),
         _ => {}
     }
     if let Ok(webhook) = serde_json::from_slice::<Webhook>(&body) {
-        arrived.lock().unwrap().push((webhook.task_id.into_owned(), at));
+        ledger.arrived.lock().unwrap().push((webhook.task_id.into_owned(), at));
     }
     Ok(Response::new(Full::default()))
 }

@@ -11,12 +11,13 @@ mod judge;
 mod egress;
 
 use std::collections::HashMap;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use metrics::{counter, histogram};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -70,6 +71,9 @@ pub struct Worker<O, W> {
     started: HashMap<tokio::task::Id, (Lane, Claim)>,
     finished: Vec<Settled>,
     egress: Egress,
+    /// A claim that was begun while the one before it is worked on.
+    ahead: Option<JoinHandle<Result<Claimed, OutboxError>>>,
+    last_ring: Option<Instant>,
     outbox_up: watch::Sender<bool>,
     due_back: watch::Sender<Instant>,
     phase: Phase,
@@ -102,6 +106,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
             started: HashMap::new(),
             finished: Vec::new(),
             egress: Egress::default(),
+            ahead: None,
+            last_ring: None,
             outbox_up: watch::Sender::new(false),
             due_back: watch::Sender::new(Instant::now()),
             phase: Phase::Asleep { watchful: true },
@@ -166,26 +172,37 @@ impl<O: Outbox, W: World> Worker<O, W> {
         while let Some(ended) = self.attempts.try_join_next_with_id() {
             self.collect(ended);
         }
-        // What cannot be settled keeps its slot: otherwise a database that only reads would have
-        // us send, forget and send again.
-        let held_up = self.finished.iter().filter(|ended| ended.writing != Writing::Due).count();
-        let room = Room {
-            rows: self.settings.concurrency.saturating_sub(self.attempts.len() + held_up),
-            per_lane: self.settings.per_lane,
-            in_flight: self.in_flight.iter().map(|(lane, n)| (lane.clone(), *n)).collect(),
-            retries: self.retries_in_flight() < self.settings.concurrency * 3 / 4,
-        };
-        let outbox = self.outbox.clone();
-        let (settled, claimed) = tokio::join!(self.settle(), outbox.claim(&room));
+        let room = self.room();
+        let (ahead, outbox) = (self.ahead.take(), self.outbox.clone());
+        let (settled, claimed) = tokio::join!(self.settle(), async {
+            match ahead {
+                Some(claim) => claim.await.unwrap_or_else(|error| resume_unwind(error.into_panic())),
+                None => outbox.claim(&room).await,
+            }
+        });
         let found = match claimed {
             Ok(mut claimed) => {
                 let fault = claimed.fault.take();
-                let found = self.start(claimed, room.rows).await;
+                let found = self.start(claimed);
                 fault.map_or(Ok(found), Err)
             }
             Err(error) => Err(error),
         };
         settled.and(found)
+    }
+
+    /// What may be claimed now.
+    fn room(&self) -> Room {
+        // What cannot be settled keeps its slot: otherwise a database that only reads would have
+        // us send, forget and send again.
+        let held_up = self.finished.iter().filter(|ended| ended.writing != Writing::Due).count();
+        let free = self.settings.concurrency.saturating_sub(self.attempts.len() + held_up);
+        Room {
+            rows: free.min(BATCH),
+            per_lane: self.settings.per_lane,
+            in_flight: self.in_flight.iter().map(|(lane, n)| (lane.clone(), *n)).collect(),
+            retries: self.retries_in_flight() < self.settings.concurrency * 3 / 4,
+        }
     }
 
     /// Writes what has finished. What could not be written is tried again on the next turn,
@@ -215,13 +232,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 
     /// Observes and starts what was claimed. Whether there was anything.
-    async fn start(&mut self, claimed: Claimed, room: usize) -> bool {
+    fn start(&mut self, claimed: Claimed) -> bool {
         let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
+        let full = claimed.claims.len() >= BATCH;
         self.observe(claimed.transitions);
-        if room > 0 && claimed.claims.len() == room {
-            // More than one daemon can take: let the others help. They only look; no harm if not.
-            let _ = self.outbox.ring().await;
-        }
         for claim in claimed.claims {
             if claim.is_new {
                 histogram!(names::DELIVERY_LAG).record(claim.owed_for);
@@ -256,7 +270,26 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 }
             }
         }
+        if full {
+            self.claim_ahead();
+        }
         found
+    }
+
+    /// There is more than one claim takes: the database looks for the next rows while we send
+    /// these, and the other daemons are told to help.
+    fn claim_ahead(&mut self) {
+        let room = self.room();
+        if room.rows > 0 {
+            let outbox = self.outbox.clone();
+            self.ahead = Some(tokio::spawn(async move { outbox.claim(&room).await }));
+        }
+        if self.last_ring.is_none_or(|rung| rung.elapsed() >= RING_PAUSE) {
+            self.last_ring = Some(Instant::now());
+            let outbox = self.outbox.clone();
+            // They only look; no harm if it fails.
+            tokio::spawn(async move { outbox.ring().await });
+        }
     }
 
     /// Observes each transition once. What one of them followed may stand in the same batch.
@@ -355,10 +388,33 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
     }
 
+    /// What was claimed ahead of a stop is not begun.
+    fn give_back(&mut self, claimed: Claimed) {
+        self.observe(claimed.transitions);
+        self.finished.extend(claimed.claims.into_iter().map(|claim| Settled {
+            owed_for: claim.owed_for,
+            until: claim.until,
+            writing: Writing::Due,
+            settlement: Settlement {
+                row: claim.row,
+                lease: claim.lease,
+                verdict: Verdict::Unclaim { after: Duration::ZERO },
+                reason: None,
+                attempt: None,
+            },
+        }));
+    }
+
     /// Settles what ends within the grace, and gives the rest back. What cannot be written until
     /// then is repeated when its lease runs out.
     async fn drain(mut self) {
         let deadline = Instant::now() + self.settings.grace;
+        self.due_back.send_replace(deadline);
+        if let Some(ahead) = self.ahead.take()
+            && let Ok(Ok(Ok(claimed))) = timeout_at(deadline, ahead).await
+        {
+            self.give_back(claimed);
+        }
         loop {
             self.due_back.send_replace(Instant::now());
             if Instant::now() >= deadline {
@@ -408,6 +464,10 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
+/// Rows in one claim.
+const BATCH: usize = 64;
+/// Between two calls for help.
+const RING_PAUSE: Duration = Duration::from_millis(100);
 /// While every destination fails.
 const NO_WAY_OUT: Duration = Duration::from_secs(10);
 /// A turn is over in milliseconds, unless the database does not answer.

@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub use place::usable_directory;
-use place::{MAX_SOCKET_DIRECTORY, ServerUser, find_binaries};
+pub use place::{find_binaries, usable_directory};
+use place::{MAX_SOCKET_DIRECTORY, ServerUser};
 
 /// How to run the server.
 #[derive(Debug, Clone)]

@@ -15,6 +15,13 @@ WITH answer AS (
     DELETE FROM taskbell.registration r USING gone g
     WHERE r.watch_id = g.watch_id AND r.task_id = g.task_id
       AND g.to_state IN ('completed', 'failed', 'canceled', 'rejected')
+), newest AS (
+    UPDATE taskbell.registration r SET newest_sent = g.id
+    FROM (
+        SELECT watch_id, task_id, max(id) AS id FROM gone GROUP BY 1, 2
+        HAVING bool_and(to_state NOT IN ('completed', 'failed', 'canceled', 'rejected'))
+    ) g
+    WHERE r.watch_id = g.watch_id AND r.task_id = g.task_id AND g.id > coalesce(r.newest_sent, 0)
 ), kept AS (
     INSERT INTO taskbell.transition (outbox_id, watch_id, task_id, account_id, task_type, from_state, to_state,
             task_created_at, occurred_at, delivery, lane, url, operation_id, idempotency_key, attempt_count,
@@ -33,5 +40,6 @@ WITH answer AS (
 ), healed AS (
     SELECT taskbell.heal_circuits(array_agg(lane), array_agg(account_id)) FROM gone
     WHERE verdict = 'acknowledge' AND EXISTS (SELECT FROM taskbell.circuit)
+    HAVING count(*) > 0
 )
 SELECT gone.id, (SELECT count(*) FROM healed) FROM gone

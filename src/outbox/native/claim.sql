@@ -42,10 +42,10 @@ WITH RECURSIVE walk AS (
     -- Several accounts share a destination and its limit.
     SELECT taken.*, row_number() OVER (PARTITION BY lane ORDER BY n) AS place
     FROM (
-        SELECT row.id, row.lane, row.observed, running.account_id, running.n, running.probing, running.lane_room
+        SELECT row.id, row.ctid, row.lane, row.observed, running.account_id, running.n, running.probing, running.lane_room
         FROM (SELECT * FROM running ORDER BY n) running
         CROSS JOIN LATERAL (
-            SELECT o.id, o.lane, o.observed FROM taskbell.outbox o
+            SELECT o.id, o.ctid, o.lane, o.observed FROM taskbell.outbox o
             WHERE running.room > 0
               AND o.lane = running.lane AND o.account_id = running.account_id
               AND o.state IN ('pending', 'in_flight') AND o.available_at <= now()
@@ -66,7 +66,8 @@ WITH RECURSIVE walk AS (
         available_at = now() + $6::float8 * interval '1 second',
         first_attempt_at = coalesce(o.first_attempt_at, now()),
         retry_until = coalesce(o.retry_until, now() + $7::float8 * interval '1 second')
-    FROM due WHERE o.id = due.id AND due.place <= due.lane_room
+    -- By its place: it was locked a moment ago, so it has not moved.
+    FROM due WHERE o.ctid = due.ctid AND due.place <= due.lane_room
     RETURNING o.*, due.observed AS seen
 )
 SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occurred_at, c.task_created_at,
@@ -77,13 +78,13 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
        extract(epoch FROM now() - c.occurred_at)::float8,
        c.document::text, c.context::text,
        r.url, r.operation_id, r.token, r.scheme, r.credentials,
-       EXISTS (SELECT FROM taskbell.task_type t WHERE t.name = c.task_type),
+       c.task_type IN (SELECT name FROM taskbell.task_type),
        nullif(c.account_id, ''), r.sealed, r.sealed_nonce, r.sealed_with, r.signing_scope,
-       -- An open state is old news once a later one goes out with it, or was delivered.
+       -- An open state is old news once a later one goes out with it, or has gone out. After the
+       -- end of the task there is no registration any more.
        c.to_state NOT IN ('completed', 'failed', 'canceled', 'rejected') AND (
            EXISTS (SELECT FROM claimed n WHERE n.task_id = c.task_id AND n.watch_id = c.watch_id AND n.id > c.id)
-           OR EXISTS (SELECT FROM taskbell.transition t WHERE t.task_id = c.task_id AND t.watch_id = c.watch_id
-                      AND t.outbox_id > c.id AND t.delivery IS NOT NULL)
+           OR r.newest_sent > c.id OR r.task_id IS NULL
        ),
        visited.all, visited.lane, visited.account_id, NOT c.seen
 FROM (
@@ -96,7 +97,9 @@ LEFT JOIN claimed c ON true
 LEFT JOIN taskbell.registration r ON r.watch_id = c.watch_id AND r.task_id = c.task_id
 LEFT JOIN LATERAL (
     SELECT t.to_state, t.occurred_at FROM taskbell.transition t
+    -- No transition is older than its task, but for clocks that differ: those days are not looked at.
     WHERE NOT c.seen AND t.task_id = c.task_id AND t.watch_id = c.watch_id
+      AND t.settled_at BETWEEN coalesce(c.task_created_at - interval '1 day', '-infinity') AND now()
     ORDER BY t.occurred_at DESC LIMIT 1
 ) before ON true
 ORDER BY c.id

@@ -18,6 +18,7 @@ FROM gone g
 LEFT JOIN LATERAL (
     SELECT t.to_state, t.occurred_at FROM taskbell.transition t
     WHERE g.from_state IS NOT NULL AND t.task_id = g.task_id AND t.watch_id = g.watch_id
+      AND t.settled_at BETWEEN coalesce(g.task_created_at - interval '1 day', '-infinity') AND now()
     ORDER BY t.occurred_at DESC LIMIT 1
 ) before ON true
 ORDER BY g.id

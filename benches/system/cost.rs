@@ -1,0 +1,70 @@
+//! What one delivery costs in a drain: statements, write-ahead log, processor time, and where.
+
+use std::time::Duration;
+
+use super::bed::Bed;
+use super::table::{Table, thousands};
+
+const OWED: usize = 50_000;
+const DESTINATIONS: usize = 50;
+const RESULT_BYTES: usize = 1000;
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Two tables: by statement, and by process.
+pub async fn cost() -> Vec<Table> {
+    let settings = ["shared_preload_libraries=pg_stat_statements", "track_io_timing=on"];
+    let mut bed = Bed::with(DESTINATIONS, &settings).await;
+    let client = bed.client().await;
+    client.batch_execute("CREATE EXTENSION pg_stat_statements").await.unwrap();
+    bed.owe(&client, OWED as i64, RESULT_BYTES).await;
+    client.batch_execute("SELECT pg_stat_statements_reset()").await.unwrap();
+    bed.receiver.forget();
+    let before = [&bed.server_processes(), &bed.receiver.processes()].map(|process| process.cpu_seconds());
+    let daemon = bed.daemon(&[]).await;
+    let began = std::time::Instant::now();
+    bed.receiver.wait_for(OWED, PATIENCE).await;
+    bed.settled(&client).await;
+    let took = began.elapsed();
+    let server = bed.server_processes().cpu_seconds() - before[0];
+    let receiver = bed.receiver.processes().cpu_seconds() - before[1];
+    let ours = daemon.processes().cpu_seconds();
+    daemon.stop();
+
+    let mut statements = Table::new(
+        "Cost: statements, for each of 50,000 deliveries",
+        &["statement", "calls", "rows a call", "µs a delivery", "bytes of WAL", "pages"],
+    );
+    let each = |n: f64| n / OWED as f64;
+    for row in client.query(STATEMENTS, &[]).await.unwrap() {
+        let (calls, rows): (i64, i64) = (row.get(1), row.get(2));
+        statements.row([
+            row.get(0),
+            thousands(calls as f64),
+            format!("{:.1}", rows as f64 / calls as f64),
+            format!("{:.1}", each(row.get::<_, f64>(3) * 1000.0)),
+            format!("{:.0}", each(row.get(4))),
+            format!("{:.1}", each(row.get::<_, i64>(5) as f64)),
+        ]);
+    }
+    let mut processes = Table::new("Cost: processor time of a delivery", &["process", "µs a delivery"]);
+    let idle = took.as_secs_f64() * cores() - server - receiver - ours;
+    for (name, seconds) in [
+        ("PostgreSQL", server),
+        ("taskbell", ours),
+        ("the receiver", receiver),
+        ("idle, or waiting for the disk", idle),
+    ] {
+        processes.row([name.to_owned(), format!("{:.0}", each(seconds * 1e6))]);
+    }
+    processes.row(["webhooks/s".to_owned(), thousands(OWED as f64 / took.as_secs_f64())]);
+    vec![statements, processes]
+}
+
+fn cores() -> f64 {
+    std::thread::available_parallelism().unwrap().get() as f64
+}
+
+/// By the words with which a statement of ours begins.
+const STATEMENTS: &str = "SELECT left(regexp_replace(split_part(query, E'\n', 1), '^-- ', ''), 50), calls, rows, \
+                          total_exec_time, wal_bytes::float8, shared_blks_hit + shared_blks_read \
+                          FROM pg_stat_statements WHERE total_exec_time > 5 ORDER BY total_exec_time DESC LIMIT 8";
