@@ -6,7 +6,7 @@ CREATE VIEW taskbell.delivery AS
            nullif(o.account_id, '') AS account_id, o.task_type, o.to_state AS task_state,
            o.state, o.lane, regexp_replace(r.url, '[?#].*$', '') AS url, r.operation_id,
            'whk_' || o.idempotency_key AS idempotency_key,
-           o.attempt_count, o.occurred_at, o.first_attempt_at, o.retry_until, o.available_at AS next_attempt_at,
+           o.attempt_count, o.occurred_at, o.first_attempt_at, o.retry_until, coalesce(o.lease_expires_at, o.available_at) AS next_attempt_at,
            NULL::timestamptz AS settled_at, o.last_status, o.last_reason
     FROM taskbell.outbox o LEFT JOIN taskbell.registration r USING (watch_id, task_id)
     WHERE o.lane IS NOT NULL

@@ -112,7 +112,7 @@ impl Bed {
             .env("TASKBELL_GUARD__ALLOW_PRIVATE", "true")
             .env("TASKBELL_ADMIN__LISTEN", "127.0.0.1:0")
             .env("TASKBELL_LOG__FORMAT", "json")
-            .env("TASKBELL_LOG__FILTER", "error,taskbell::daemon=info");
+            .env("TASKBELL_LOG__FILTER", "error,taskbell::daemon::run=info");
         command.envs(settings.iter().copied());
         command.envs(std::env::vars().filter(|(name, _)| name.starts_with("TASKBELL_")));
         Daemon::start(command).await
@@ -253,7 +253,12 @@ impl Daemon {
                 break address.to_owned();
             }
         };
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("daemon: {line}")));
+        std::thread::spawn(move || {
+            lines
+                .map_while(Result::ok)
+                .filter(|line| !line.contains("INFO"))
+                .for_each(|line| eprintln!("daemon: {line}"))
+        });
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let ready = format!("http://{admin}/readyz");
         while http.get(&ready).send().await.is_ok_and(|answer| !answer.status().is_success()) {

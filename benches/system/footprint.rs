@@ -66,10 +66,8 @@ pub async fn idle() -> Table {
 
 /// From exec to ready, on a migrated database.
 pub async fn start() -> Table {
-    let mut table = Table::new(
-        "Start: from exec to ready, in milliseconds",
-        &["starts", "median", "highest"],
-    );
+    let mut table =
+        Table::new("Start: from exec to ready, in milliseconds", &["starts", "median", "highest"]);
     let bed = Bed::new(1).await;
     let mut took = Vec::new();
     for _ in 0..20 {
@@ -79,10 +77,6 @@ pub async fn start() -> Table {
         daemon.stop();
     }
     let took = Quantiles::of(took);
-    table.row([
-        took.len().to_string(),
-        format!("{:.0}", took.median()),
-        format!("{:.0}", took.highest()),
-    ]);
+    table.row([took.len().to_string(), format!("{:.0}", took.median()), format!("{:.0}", took.highest())]);
     table
 }

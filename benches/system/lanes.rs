@@ -94,14 +94,16 @@ async fn recovery(bed: &mut Bed, client: &Client) -> Table {
     daemon.stop();
     let arrivals: Vec<u128> = bed.receiver.dump().into_iter().map(|(_, at)| at).collect();
     let first = arrivals.iter().min().copied().unwrap_or(healed);
-    let by = |seconds: f64| {
-        arrivals.iter().filter(|at| (**at - first) as f64 / 1e9 <= seconds).count() as f64
-    };
+    let by =
+        |seconds: f64| arrivals.iter().filter(|at| (**at - first) as f64 / 1e9 <= seconds).count() as f64;
     for seconds in [0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0] {
         table.row([format!("{seconds} s"), thousands(by(seconds))]);
     }
     let last = arrivals.iter().max().copied().unwrap_or(healed);
     table.row([format!("the last, {:.1} s", (last - first) as f64 / 1e9), thousands(arrivals.len() as f64)]);
-    table.row([format!("from the recovery to the first: {:.1} s", (first - healed) as f64 / 1e9), String::new()]);
+    table.row([
+        format!("from the recovery to the first: {:.1} s", (first - healed) as f64 / 1e9),
+        String::new(),
+    ]);
     table
 }

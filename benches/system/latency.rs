@@ -86,8 +86,7 @@ pub async fn complete_evenly(
     between: Duration,
     commits: usize,
 ) -> Vec<(String, u128)> {
-    let sql =
-        format!("UPDATE {table} SET state = 'completed', result = $2::text::jsonb WHERE task_id = $1");
+    let sql = format!("UPDATE {table} SET state = 'completed', result = $2::text::jsonb WHERE task_id = $1");
     let statement = client.prepare(&sql).await.unwrap();
     let result = result(RESULT_BYTES);
     let mut committed = Vec::with_capacity(commits);

@@ -58,13 +58,12 @@ impl Peer {
     /// Webhooks a second over a backlog.
     pub async fn drain(&self, bed: &mut Bed, owed: usize, result_bytes: usize) -> f64 {
         let client = self.set_up(bed, owed).await;
-        client
-            .execute(
-                "UPDATE tasks SET state = 'completed', result = $1::text::jsonb",
-                &[&result(result_bytes)],
-            )
-            .await
-            .unwrap();
+        // A thousand at a time: its triggers take minutes for 50,000 in one transaction.
+        let end = "UPDATE tasks SET state = 'completed', result = $1::text::jsonb WHERE task_id = ANY ($2)";
+        for first in (1..=owed).step_by(1000) {
+            let tasks: Vec<String> = (first..first + 1000).map(|n| format!("task_{n}")).collect();
+            client.execute(end, &[&result(result_bytes), &tasks]).await.unwrap();
+        }
         client.batch_execute("VACUUM ANALYZE").await.unwrap();
         bed.receiver.forget();
         let worker = self.start(bed, true);

@@ -30,7 +30,10 @@ impl Processes {
 
     /// The same to the nanosecond, of the living only.
     pub fn busy_seconds(&self) -> f64 {
-        self.threads("schedstat").map(|text| text.split(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>() / 1e9
+        self.threads("schedstat")
+            .map(|text| text.split(' ').next().unwrap().parse::<f64>().unwrap())
+            .sum::<f64>()
+            / 1e9
     }
 
     /// Resident memory in MiB: now, and at its highest.
@@ -45,7 +48,8 @@ impl Processes {
     }
 
     fn threads(&self, file: &'static str) -> impl Iterator<Item = String> {
-        let directories = self.0.iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten());
+        let directories =
+            self.0.iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten());
         directories.flatten().filter_map(move |thread| fs::read_to_string(thread.path().join(file)).ok())
     }
 }

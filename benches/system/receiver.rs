@@ -207,7 +207,10 @@ fn obey(ledger: &Ledger) {
 }
 
 /// `/hang` never answers, `/500` does so badly, until they are healed.
-async fn answer(request: Request<Incoming>, ledger: Arc<Ledger>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+async fn answer(
+    request: Request<Incoming>,
+    ledger: Arc<Ledger>,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await?.to_bytes();

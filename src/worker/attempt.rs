@@ -37,6 +37,18 @@ pub(super) struct Settled {
     pub(super) writing: Writing,
 }
 
+impl Settled {
+    /// The end of a claim for which nothing was sent.
+    pub(super) fn without_attempt(claim: &Claim, verdict: Verdict, reason: Option<FailureReason>) -> Self {
+        Self {
+            owed_for: claim.owed_for,
+            until: claim.until,
+            writing: Writing::Due,
+            settlement: Settlement { row: claim.row, lease: claim.lease, verdict, reason, attempt: None },
+        }
+    }
+}
+
 /// How far the settlement has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Writing {
@@ -153,12 +165,7 @@ pub(super) fn unsent<W: World>(outcome: &Outcome, claim: &Claim, policy: &RetryP
         }
         _ => tracing::debug!(row.id = row, task.id = task, verdict = verdict.as_str(), "nothing was sent"),
     }
-    Settled {
-        owed_for: claim.owed_for,
-        until: claim.until,
-        writing: Writing::Due,
-        settlement: Settlement { row: claim.row, lease: claim.lease, verdict, reason, attempt: None },
-    }
+    Settled::without_attempt(claim, verdict, reason)
 }
 
 /// Said once for each process; `taskbell_legacy_attempts_total` counts.

@@ -100,6 +100,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     pub(super) fn wake_up(&mut self, cause: &'static str) {
         counter!(names::WAKEUPS, "cause" => cause).increment(1);
         self.last_busy = Instant::now();
+        self.next_look = self.last_busy;
         self.stay_awake();
     }
 

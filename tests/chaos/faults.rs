@@ -277,7 +277,7 @@ const TERMINATE_EAR: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activ
          OR query ~ 'pg_advisory|pg_current_xact_id..::text|pg_snapshot_xmin|pg_try_advisory_xact_lock_shared') \
          AND application_name = 'taskbell' AND query !~ 'taskgaug|8386110886273709415' \
      ORDER BY random() LIMIT 1";
-const LEASE_LEAP: &str = "UPDATE taskbell.outbox SET available_at = now() WHERE id IN \
+const LEASE_LEAP: &str = "UPDATE taskbell.outbox SET lease_expires_at = now() WHERE id IN \
      (SELECT id FROM taskbell.outbox WHERE state = 'in_flight' ORDER BY random() LIMIT 5 FOR UPDATE SKIP LOCKED)";
 const HORIZON_LEAP: &str = "UPDATE taskbell.outbox SET first_attempt_at = first_attempt_at - interval '8 days', \
      retry_until = retry_until - interval '8 days' WHERE id IN \

@@ -159,7 +159,7 @@ async fn a_lost_lease_settles_nothing_and_the_row_is_claimed_again() {
     let first = outbox.claim(&room(5)).await.unwrap().claims.remove(0);
     assert!(outbox.claim(&room(5)).await.unwrap().claims.is_empty());
     client
-        .batch_execute("UPDATE taskbell.outbox SET available_at = now() - interval '1 second'")
+        .batch_execute("UPDATE taskbell.outbox SET lease_expires_at = now() - interval '1 second'")
         .await
         .unwrap();
     let second = outbox.claim(&room(5)).await.unwrap().claims.remove(0);

@@ -42,7 +42,7 @@ async fn furnish(client: &tokio_postgres::Client, hostile: &str) {
     }
     client
         .batch_execute(
-            "UPDATE taskbell.outbox SET state = 'invalid', last_reason = 'gone', last_status = 410, attempt_count = 1
+            "UPDATE taskbell.outbox SET state = 'invalid', available_at = NULL, last_reason = 'gone', last_status = 410, attempt_count = 1
              WHERE task_id = 't_dead' AND lane IS NOT NULL;
              INSERT INTO taskbell.attempt (outbox_id, task_id, idempotency_key, attempt, started_at, duration_ms, status,
                                            reason, verdict)

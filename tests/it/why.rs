@@ -128,14 +128,14 @@ async fn what_holds_a_webhook_up_is_named() {
     client
         .batch_execute(
             "UPDATE taskbell.outbox SET state = 'in_flight', attempt_count = 1, lease_token = gen_random_uuid(),
-             available_at = now() + interval '1 minute' WHERE lane IS NOT NULL",
+             lease_expires_at = now() + interval '1 minute' WHERE lane IS NOT NULL",
         )
         .await
         .unwrap();
     why(&database, "t1", "in_flight").await;
     client
         .batch_execute(
-            "UPDATE taskbell.outbox SET state = 'expired', lease_token = NULL, last_reason = 'dns',
+            "UPDATE taskbell.outbox SET state = 'expired', available_at = NULL, lease_token = NULL, lease_expires_at = NULL, last_reason = 'dns',
              first_attempt_at = now() - interval '2 days', retry_until = now() - interval '1 day'
              WHERE lane IS NOT NULL",
         )

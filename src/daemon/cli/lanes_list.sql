@@ -7,7 +7,7 @@ SELECT jsonb_build_object(
     'closed_until', c.closed_until, 'failures', coalesce(c.failures, 0), 'failing_since', c.failing_since,
     'pauses', c.pauses, 'last_reason', c.last_reason)
 FROM (
-    SELECT lane, account_id, count(*) AS owed, count(*) FILTER (WHERE available_at <= now()) AS due,
+    SELECT lane, account_id, count(*) AS owed, count(*) FILTER (WHERE coalesce(lease_expires_at, available_at) <= now()) AS due,
            date_trunc('second', now() - min(occurred_at)) AS oldest
     FROM taskbell.outbox WHERE lane IS NOT NULL AND state IN ('pending', 'in_flight') GROUP BY 1, 2
 ) o

@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub use place::{find_binaries, usable_directory};
 use place::{MAX_SOCKET_DIRECTORY, ServerUser};
+pub use place::{find_binaries, usable_directory};
 
 /// How to run the server.
 #[derive(Debug, Clone)]

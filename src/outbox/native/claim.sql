@@ -10,7 +10,7 @@
 -- (null: at the first), $10 lanes at most to visit, $11 whether rows that failed before may be taken
 WITH RECURSIVE walk AS (
     (SELECT o.lane, o.account_id, 1 AS n FROM taskbell.outbox o
-     WHERE o.lane IS NOT NULL AND o.state IN ('pending', 'in_flight')
+     WHERE o.lane IS NOT NULL AND o.available_at IS NOT NULL
        AND (o.lane, o.account_id) > (coalesce($8::text, ''), coalesce($9::text, ''))
      ORDER BY o.lane, o.account_id LIMIT 1)
     UNION ALL
@@ -18,7 +18,7 @@ WITH RECURSIVE walk AS (
     FROM walk w
     CROSS JOIN LATERAL (
         SELECT o.lane, o.account_id FROM taskbell.outbox o
-        WHERE o.lane IS NOT NULL AND o.state IN ('pending', 'in_flight')
+        WHERE o.lane IS NOT NULL AND o.available_at IS NOT NULL
           AND (o.lane, o.account_id) > (w.lane, w.account_id)
         ORDER BY o.lane, o.account_id LIMIT 1
     ) next
@@ -48,7 +48,7 @@ WITH RECURSIVE walk AS (
             SELECT o.id, o.ctid, o.lane, o.observed FROM taskbell.outbox o
             WHERE running.room > 0
               AND o.lane = running.lane AND o.account_id = running.account_id
-              AND o.state IN ('pending', 'in_flight') AND o.available_at <= now()
+              AND o.available_at <= now() AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
               AND (o.retry_until IS NULL OR o.retry_until > now())
               AND ($11::boolean OR o.attempt_count = 0 OR running.probing)
             ORDER BY o.available_at, o.id
@@ -63,7 +63,7 @@ WITH RECURSIVE walk AS (
 ), claimed AS (
     UPDATE taskbell.outbox o
     SET state = 'in_flight', lease_token = $5, observed = true, attempt_count = o.attempt_count + 1,
-        available_at = now() + $6::float8 * interval '1 second',
+        lease_expires_at = now() + $6::float8 * interval '1 second',
         first_attempt_at = coalesce(o.first_attempt_at, now()),
         retry_until = coalesce(o.retry_until, now() + $7::float8 * interval '1 second')
     -- By its place: it was locked a moment ago, so it has not moved.
@@ -84,7 +84,7 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
        -- end of the task there is no registration any more.
        c.to_state NOT IN ('completed', 'failed', 'canceled', 'rejected') AND (
            EXISTS (SELECT FROM claimed n WHERE n.task_id = c.task_id AND n.watch_id = c.watch_id AND n.id > c.id)
-           OR r.newest_sent > c.id OR r.task_id IS NULL
+           OR coalesce(r.newest_sent, 0) > c.id OR r.task_id IS NULL
        ),
        visited.all, visited.lane, visited.account_id, NOT c.seen
 FROM (

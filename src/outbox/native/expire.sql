@@ -4,9 +4,9 @@
 WITH over AS (
     SELECT id FROM taskbell.outbox
     WHERE lane IS NOT NULL AND state IN ('pending', 'in_flight') AND retry_until <= now()
-      AND (state = 'pending' OR available_at <= now())
+      AND (lease_expires_at IS NULL OR lease_expires_at <= now())
     LIMIT $1::bigint FOR UPDATE SKIP LOCKED
 )
 UPDATE taskbell.outbox o
-SET state = 'expired', lease_token = NULL, last_reason = coalesce(o.last_reason, 'horizon_passed')
+SET state = 'expired', available_at = NULL, lease_token = NULL, lease_expires_at = NULL, last_reason = coalesce(o.last_reason, 'horizon_passed')
 FROM over WHERE o.id = over.id

@@ -1,8 +1,8 @@
 //! Our own outbox: rows that the triggers wrote, rendered from what they hold.
 //!
 //! A batch costs two statements to claim and two to settle, each pair pipelined on one
-//! connection. While in flight a row's `available_at` is the end of its lease, so one index
-//! finds what is due and what was left behind by a daemon that died.
+//! connection. A claim changes no column that an index has, so rows in flight stand where
+//! they stood when they were due: what a daemon left behind that died is found there first.
 
 mod prepare;
 mod seal;
@@ -282,7 +282,7 @@ impl Outbox for NativeOutbox {
         let client = Loan::of(&self.pool).await?;
         let row = patiently(self.patience, async {
             let statement = client.prepare_cached(NEXT_DUE).await?;
-            client.query_opt(&statement, &[]).await
+            client.query_opt(&statement, &[&FIRST_ROWS]).await
         })
         .await?;
         client.give_back();
@@ -337,6 +337,8 @@ const JOURNAL_ROWS: i64 = 500;
 const EXPIRE_ROWS: i64 = 1000;
 /// Lanes that one claim visits: about a millisecond of index look-ups.
 const LANES_AT_A_TIME: i64 = 200;
+/// Rows of a lane that are asked when they are due: more than are in flight there at once.
+const FIRST_ROWS: i64 = 64;
 /// The column that says whether a walk came to the last lane; where it ended follows.
 const VISITED_ALL: usize = 30;
 /// The column that says whether a row's transition has not been handed out before.

@@ -13,8 +13,11 @@ WITH answer AS (
             WHEN a.verdict = 'dead_letter' THEN 'invalid'
             WHEN a.verdict = 'release' AND now() + a.delay_seconds * interval '1 second' >= o.retry_until THEN 'expired'
             ELSE 'pending' END,
-        available_at = now() + a.delay_seconds * interval '1 second',
-        lease_token = NULL,
+        available_at = CASE
+            WHEN a.verdict = 'dead_letter'
+                 OR (a.verdict = 'release' AND now() + a.delay_seconds * interval '1 second' >= o.retry_until) THEN NULL
+            ELSE now() + a.delay_seconds * interval '1 second' END,
+        lease_token = NULL, lease_expires_at = NULL,
         attempt_count = o.attempt_count - CASE a.verdict WHEN 'unclaim' THEN 1 ELSE 0 END,
         first_attempt_at = CASE WHEN a.verdict = 'unclaim' AND o.attempt_count = 1 THEN NULL ELSE o.first_attempt_at END,
         retry_until = CASE WHEN a.verdict = 'unclaim' AND o.attempt_count = 1 THEN NULL ELSE o.retry_until END,

@@ -24,7 +24,7 @@ FROM (VALUES (1, 'https://hooks.northwind.example/adcp'), (2, 'https://agent.acm
 BEGIN;
 UPDATE decisioning_tasks SET state = 'completed', result = '{}'
 WHERE task_id IN (SELECT 'task_' || substr(md5(n::text), 1, 16) FROM generate_series(11, 14) AS n);
-UPDATE taskbell.outbox SET state = 'invalid', last_reason = 'gone', last_status = 410, attempt_count = 1,
+UPDATE taskbell.outbox SET state = 'invalid', available_at = NULL, last_reason = 'gone', last_status = 410, attempt_count = 1,
        occurred_at = now() - interval '2 hours', first_attempt_at = now() - interval '2 hours', retry_until = now() + interval '22 hours'
 WHERE lane LIKE '%lumen%';
 UPDATE taskbell.outbox SET attempt_count = 6, available_at = now() + interval '1 hour', last_reason = 'timeout',

@@ -5,7 +5,7 @@ SELECT jsonb_build_object(
     'opens_in', extract(epoch FROM c.closed_until - now()), 'failures', coalesce(c.failures, 0),
     'reason', c.last_reason), count(*) FILTER (WHERE x.circuit IN ('closed', 'probing')) OVER ()
 FROM (
-    SELECT lane, account_id, count(*) AS owed, count(*) FILTER (WHERE available_at <= now()) AS due,
+    SELECT lane, account_id, count(*) AS owed, count(*) FILTER (WHERE coalesce(lease_expires_at, available_at) <= now()) AS due,
            min(occurred_at) AS oldest
     FROM taskbell.outbox WHERE lane IS NOT NULL AND state IN ('pending', 'in_flight') GROUP BY 1, 2
 ) o

@@ -1,0 +1,236 @@
+//! The two exchanges with the outbox, at most one of each under way: a claim fills free slots, a
+//! settle writes what has ended. Each is a task of its own, on a connection of its own, so that
+//! the database works on both while attempts are on the wire.
+
+use std::time::Duration;
+
+use metrics::counter;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
+
+use super::attempt::{Settled, World, Writing};
+use super::{OUTAGE_PAUSE, Worker, chain};
+use crate::metrics as names;
+use crate::outbox::{Claimed, Outbox, OutboxError, Room, SettledRows, Settlement};
+
+/// What is under way, and how the last ones went.
+pub(super) struct Exchange {
+    pub(super) claiming: Option<Underway<Claimed>>,
+    pub(super) settling: Option<Underway<SettledRows>>,
+    /// What the settle that is under way writes.
+    pub(super) being_written: Vec<Settled>,
+    /// After one that failed, the next one waits.
+    pub(super) settle_after: Instant,
+    /// Rows that the claim under way may bring, or the last one might have brought.
+    room: usize,
+    /// The last claim brought all that it had room for: more is waiting.
+    more: bool,
+    /// Slots have come free since the claim under way was begun.
+    again: bool,
+    claims_work: bool,
+    settles_work: bool,
+}
+
+/// An exchange that has not been answered.
+pub(super) struct Underway<T> {
+    pub(super) since: Instant,
+    pub(super) task: JoinHandle<Result<T, OutboxError>>,
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Self {
+            claiming: None,
+            settling: None,
+            being_written: Vec::new(),
+            settle_after: Instant::now(),
+            room: 0,
+            more: false,
+            again: false,
+            claims_work: false,
+            settles_work: true,
+        }
+    }
+}
+
+impl Exchange {
+    /// Since when each exchange that is under way has been waited for.
+    pub(super) fn since(&self) -> impl Iterator<Item = Instant> {
+        let claiming = self.claiming.as_ref().map(|claim| claim.since);
+        claiming.into_iter().chain(self.settling.as_ref().map(|settle| settle.since))
+    }
+}
+
+/// Completes with the answer of what is under way; never where nothing is.
+pub(super) async fn answered<T>(underway: &mut Option<Underway<T>>) -> Result<T, OutboxError> {
+    let Some(exchange) = underway.as_mut() else { return std::future::pending().await };
+    let answer = (&mut exchange.task).await;
+    *underway = None;
+    match answer.map_err(JoinError::try_into_panic) {
+        Ok(answer) => answer,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_)) => Err(OutboxError::Silent),
+    }
+}
+
+impl<O: Outbox, W: World> Worker<O, W> {
+    /// Takes due rows for the free slots, unless that is being done.
+    pub(super) fn begin_claim(&mut self) {
+        if self.exchange.claiming.is_some() {
+            return;
+        }
+        let room = self.room();
+        self.exchange.room = room.rows;
+        let outbox = self.outbox.clone();
+        let task = tokio::spawn(async move { outbox.claim(&room).await });
+        self.exchange.claiming = Some(Underway { since: Instant::now(), task });
+    }
+
+    /// Attempts have ended: their slots, and their lanes, may take more.
+    pub(super) fn slots_are_free(&mut self) {
+        self.exchange.again = self.exchange.claiming.is_some();
+        let now = Instant::now();
+        // While a backlog waits, one claim for many slots costs the database less than many claims.
+        let wait = self.exchange.more && self.free_slots() < self.enough();
+        self.next_look = self.next_look.min(if wait { now + GATHER } else { now });
+    }
+
+    /// Free slots that are worth a claim.
+    fn enough(&self) -> usize {
+        BATCH.min(self.settings.concurrency / 2)
+    }
+
+    /// What may be claimed now.
+    fn room(&self) -> Room {
+        Room {
+            rows: self.free_slots().min(BATCH),
+            per_lane: self.settings.per_lane,
+            in_flight: self.in_flight.iter().map(|(lane, n)| (lane.clone(), *n)).collect(),
+            retries: self.retries_in_flight() < self.settings.concurrency * 3 / 4,
+        }
+    }
+
+    fn free_slots(&self) -> usize {
+        // What cannot be settled keeps its slot: otherwise a database that only reads would have
+        // us send, forget and send again. What has only just ended does not, within limits.
+        let ended = self.finished.iter().chain(&self.exchange.being_written);
+        let (mut unwritten, mut held_up) = (0, 0);
+        for ended in ended {
+            unwritten += 1;
+            held_up += usize::from(ended.writing != Writing::Due);
+        }
+        let owned = self.attempts.len() + unwritten;
+        let limit = self.settings.concurrency;
+        limit.saturating_sub(self.attempts.len() + held_up).min((2 * limit).saturating_sub(owned))
+    }
+
+    /// Starts what a claim has brought, and decides when to look next.
+    pub(super) async fn claimed(&mut self, answer: Result<Claimed, OutboxError>) {
+        let (found, fault) = match answer {
+            Ok(mut claimed) => {
+                let fault = claimed.fault.take();
+                let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
+                self.exchange.more = self.exchange.room > 0 && claimed.claims.len() >= self.exchange.room;
+                self.start(claimed);
+                (found, fault)
+            }
+            Err(error) => (false, Some(error)),
+        };
+        self.exchange.claims_work = fault.is_none();
+        self.publish_outbox_up();
+        if let Some(error) = fault {
+            tracing::error!(error = %chain(&error), "the outbox could not be read");
+            self.next_look = Instant::now() + OUTAGE_PAUSE;
+            return;
+        }
+        self.next_look = self.after(found).await;
+        if std::mem::take(&mut self.exchange.again) {
+            self.slots_are_free();
+        }
+        if self.exchange.more {
+            self.call_for_help();
+            if found && self.free_slots() < self.enough() {
+                self.next_look = self.next_look.max(Instant::now() + GATHER);
+            }
+        }
+    }
+
+    /// More is waiting than one claim takes: the other daemons may help.
+    fn call_for_help(&mut self) {
+        if self.last_ring.is_none_or(|rung| rung.elapsed() >= RING_PAUSE) {
+            self.last_ring = Some(Instant::now());
+            let outbox = self.outbox.clone();
+            // They only look; no harm if it fails.
+            tokio::spawn(async move { outbox.ring().await });
+        }
+    }
+
+    /// Writes what has ended, unless something is being written. What could not be written is tried
+    /// again, until its lease runs out: after that it is somebody else's.
+    pub(super) fn begin_settle(&mut self) {
+        if self.exchange.settling.is_some()
+            || self.finished.is_empty()
+            || Instant::now() < self.exchange.settle_after
+        {
+            return;
+        }
+        self.exchange.being_written = std::mem::take(&mut self.finished);
+        let settlements: Vec<Settlement> =
+            self.exchange.being_written.iter().map(|ended| ended.settlement.clone()).collect();
+        let outbox = self.outbox.clone();
+        let task = tokio::spawn(async move { outbox.settle(&settlements).await });
+        self.exchange.settling = Some(Underway { since: Instant::now(), task });
+    }
+
+    /// Takes note of what a settle has written.
+    pub(super) fn written(&mut self, answer: Result<SettledRows, OutboxError>) {
+        let mut rows = answer.unwrap_or_else(|error| SettledRows {
+            unwritten: self.exchange.being_written.iter().map(|ended| ended.settlement.row).collect(),
+            fault: Some(error),
+            ..SettledRows::default()
+        });
+        let fault = rows.fault.take();
+        self.settled(&rows, fault.as_ref().is_some_and(OutboxError::leaves_doubt));
+        self.exchange.settles_work = fault.is_none();
+        self.publish_outbox_up();
+        if let Some(error) = fault {
+            tracing::error!(error = %chain(&error), rows = self.finished.len(), "the outbox could not be written");
+            self.exchange.settle_after = Instant::now() + OUTAGE_PAUSE;
+        }
+    }
+
+    /// Counts what was written; forgets what is settled or lost.
+    fn settled(&mut self, rows: &SettledRows, doubt: bool) {
+        for mut ended in std::mem::take(&mut self.exchange.being_written) {
+            let row = ended.settlement.row;
+            if rows.unwritten.contains(&row) && Instant::now() < ended.until {
+                if ended.writing != Writing::InDoubt {
+                    ended.writing = if doubt { Writing::InDoubt } else { Writing::Refused };
+                }
+                self.finished.push(ended);
+            } else if rows.unwritten.contains(&row)
+                || (rows.lost.contains(&row) && ended.writing != Writing::InDoubt)
+            {
+                counter!(names::LEASES_LOST).increment(1);
+                tracing::warn!(row.id = row.id, "the lease was lost before the attempt was settled");
+            } else if rows.expired.contains(&row) {
+                names::observe_expired(1);
+            } else {
+                // Also one that an earlier try had written without our hearing of it.
+                names::observe_verdict(ended.settlement.verdict, ended.owed_for);
+            }
+        }
+    }
+
+    fn publish_outbox_up(&self) {
+        let up = self.exchange.claims_work && self.exchange.settles_work;
+        self.outbox_up.send_if_modified(|published| std::mem::replace(published, up) != up);
+    }
+}
+
+/// Rows in one claim: enough to share what each costs whatever it brings.
+const BATCH: usize = 128;
+/// How long free slots wait for company while a backlog waits.
+const GATHER: Duration = Duration::from_millis(2);
+/// Between two calls for help.
+const RING_PAUSE: Duration = Duration::from_millis(100);
