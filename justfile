@@ -33,6 +33,10 @@ fuzz TARGET="target_and_guard verify registration envelope_json" SECONDS="300":
             -max_total_time={{SECONDS}} -max_len=4096 -dict=fuzz/dictionaries/$target.dict || exit 1; \
     done
 
+# What docs/metrics.md says of the code, after a change to src/metrics.rs.
+reference:
+    UPDATE_DOCS=1 cargo test --locked --test it metrics::the_reference
+
 # Signatures a second on one core, and the like.
 bench *ARGS:
     cargo bench --locked {{ARGS}}

@@ -30,6 +30,7 @@ mod keys;
 mod lanes;
 mod leases;
 mod manager;
+mod metrics;
 mod pulse;
 mod sealed;
 mod sealing;
