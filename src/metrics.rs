@@ -40,9 +40,10 @@ names! {
     Histogram DELIVERY_LAG = "taskbell_delivery_lag_seconds";
     /// From the terminal state to the receiver's 2xx.
     Histogram DELIVERY_ACCEPT = "taskbell_delivery_accept_seconds";
-    /// Duration of attempts, by outcome.
+    /// Duration of attempts that sent something or tried to, by outcome.
     Histogram ATTEMPT = "taskbell_attempt_seconds" [AttemptOutcome];
-    /// Attempts, by outcome: delivered, or the reason of the failure.
+    /// Attempts, by outcome: delivered, or the reason of the failure, also where nothing could be
+    /// sent.
     Counter ATTEMPTS = "taskbell_attempts_total" [AttemptOutcome];
     /// Attempts with authentication that AdCP has deprecated, by scheme.
     Counter LEGACY_ATTEMPTS = "taskbell_legacy_attempts_total" [Scheme];
@@ -318,6 +319,11 @@ pub fn observe_attempt(duration: Duration, reason: Option<FailureReason>) {
     let outcome = reason.map_or(DELIVERED, FailureReason::as_str);
     counter!(ATTEMPTS, "outcome" => outcome).increment(1);
     histogram!(ATTEMPT, "outcome" => outcome).record(duration);
+}
+
+/// Observes an attempt that ended before anything was sent: it took no time worth measuring.
+pub fn observe_unsent(reason: FailureReason) {
+    counter!(ATTEMPTS, "outcome" => reason.as_str()).increment(1);
 }
 
 /// Observes an attempt with deprecated authentication.
