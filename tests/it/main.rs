@@ -22,6 +22,7 @@ mod guard;
 mod hostile;
 mod layers;
 mod page;
+mod prometheus;
 mod properties;
 mod registration;
 mod registry_conformance;
