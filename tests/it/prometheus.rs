@@ -11,6 +11,7 @@ use taskbell::metrics::{ALL, Kind};
 use yaml_rust2::{Yaml, YamlLoader};
 
 use super::daemon::{Running, signing_key};
+use super::support::panels::{Span, draw};
 use super::support::prometheus::Prometheus;
 use super::support::receiver::Receiver;
 use super::support::{TestDatabase, complete, eventually, issue};
@@ -204,7 +205,7 @@ async fn prometheus_answers_every_query_of_the_dashboard_and_evaluates_every_rul
         ],
     )
     .await;
-    let Some(prometheus) = Prometheus::start(&daemon.admin).await else { return };
+    let Some(prometheus) = Prometheus::start(&[&daemon.admin]).await else { return };
     // What happens before the first scrape is in no rate.
     eventually("a scrape", async || {
         (!prometheus.query("taskbell_attempts_total == 0").await.is_empty()).then_some(())
@@ -276,6 +277,61 @@ async fn prometheus_answers_every_query_of_the_dashboard_and_evaluates_every_rul
     drop(prometheus);
     assert!(daemon.stop().success());
 }
+
+/// Draws docs/dashboard.svg from a morning that lasts some minutes: `just dashboard`. Tasks come with
+/// an age, as if they had been issued hours ago; everything else happens as it is drawn.
+#[tokio::test]
+#[ignore = "for people"]
+async fn picture() {
+    let database = TestDatabase::migrated().await;
+    let (steady, shaky) = (Receiver::start().await, Receiver::start().await);
+    let directory = tempfile::tempdir().unwrap();
+    let key = signing_key(directory.path());
+    let trusted = directory.path().join("receivers.pem");
+    let certificates = [&steady, &shaky].map(|one| std::fs::read_to_string(one.ca_file.path()).unwrap());
+    std::fs::write(&trusted, certificates.concat()).unwrap();
+    let environment = [
+        ("TASKBELL_SIGNING__KEY_FILES", key.as_str()),
+        ("TASKBELL_HTTP__CA_FILE", trusted.to_str().unwrap()),
+        ("TASKBELL_GUARD__ALLOW_PRIVATE", "true"),
+        ("TASKBELL_METRICS__SLA__CREATE_MEDIA_BUY", "8h"),
+        ("TASKBELL_METRICS__SLA__SYNC_CREATIVES", "4h"),
+        ("TASKBELL_METRICS__SLA__UPDATE_MEDIA_BUY", "4h"),
+    ];
+    let daemons =
+        [Running::start(&database, &environment).await, Running::start(&database, &environment).await];
+    let prometheus = Prometheus::start(&[&daemons[0].admin, &daemons[1].admin]).await.expect("a prometheus");
+    eventually("two scrapes", async || (prometheus.query("up == 1").await.len() == 2).then_some(())).await;
+    let now = || {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.unwrap().as_secs_f64()
+    };
+    let client = database.client().await;
+    client.batch_execute(include_str!("support/morning.sql")).await.unwrap();
+    let from = now();
+    let mut beat = tokio::time::interval(std::time::Duration::from_millis(250));
+    for n in 0..MORNING {
+        beat.tick().await;
+        let minute = f64::from(n) / 240.0;
+        shaky.be_down((0.7..1.4).contains(&minute));
+        // People begin slowly, and have a break.
+        let decided = match minute {
+            0.0..0.3 => n % 2,
+            1.7..2.3 => 0,
+            _ => 1 + n % 2,
+        };
+        let (good, bad) = (steady.url("/ok"), shaky.url("/ok"));
+        let gone = steady.url("/410");
+        client.execute("CALL beat($1, $2, $3, $4)", &[&good, &bad, &gone, &decided]).await.unwrap();
+    }
+    let span = Span { from, to: now() };
+    let drawn =
+        draw(&dashboard(), &prometheus, &span, |query| substituted(query).replace("[5m]", "[15s]")).await;
+    std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/dashboard.svg"), drawn).unwrap();
+}
+
+/// Quarters of a second.
+const MORNING: i32 = 3 * 240;
 
 fn finite(value: &Value) -> bool {
     value.as_str().unwrap().parse::<f64>().unwrap().is_finite()

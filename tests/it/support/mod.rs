@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod daemon;
+pub mod panels;
 pub mod prometheus;
 pub mod properties;
 #[path = "../../chaos/proxy.rs"]

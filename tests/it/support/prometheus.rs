@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 use url::Url;
 
+use super::panels::Span;
+
 /// One server with a directory of its own. Both go with it, also when the test is killed.
 pub struct Prometheus {
     child: Child,
@@ -14,9 +16,9 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes this address every second. `None` where there is no Prometheus, unless
+    /// Scrapes these addresses every second. `None` where there is no Prometheus, unless
     /// `INTEROP=required`.
-    pub async fn start(target: &str) -> Option<Self> {
+    pub async fn start(targets: &[&str]) -> Option<Self> {
         let search = std::env::var_os("PATH").unwrap_or_default();
         if !std::env::split_paths(&search).any(|place| place.join("prometheus").exists()) {
             let required = std::env::var("INTEROP").as_deref() == Ok("required");
@@ -29,7 +31,7 @@ impl Prometheus {
         let config = format!(
             "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n\
              rule_files: ['{}']\n\
-             scrape_configs: [{{job_name: taskbell, static_configs: [{{targets: ['{target}']}}]}}]\n",
+             scrape_configs: [{{job_name: taskbell, static_configs: [{{targets: {targets:?}}}]}}]\n",
             rules.display()
         );
         std::fs::write(directory.join("prometheus.yml"), config).unwrap();
@@ -60,6 +62,13 @@ impl Prometheus {
     pub async fn query(&self, expression: &str) -> Vec<Value> {
         let data = self.get("/api/v1/query", &[("query", expression)]).await;
         data["result"].as_array().unwrap().clone()
+    }
+
+    /// The series of one query over a span of time.
+    pub async fn range(&self, expression: &str, span: &Span) -> Vec<Value> {
+        let [from, to, step] = [span.from, span.to, 2.0].map(|seconds| seconds.to_string());
+        let parameters = [("query", expression), ("start", &from), ("end", &to), ("step", &step)];
+        self.get("/api/v1/query_range", &parameters).await["result"].as_array().unwrap().clone()
     }
 
     /// The data that its HTTP API answers with.
