@@ -51,7 +51,8 @@ names! {
     Counter DELIVERIES = "taskbell_deliveries_total" [Result];
     /// Webhooks owed, by source and state.
     Shared OUTBOX_ROWS = "taskbell_outbox_rows" [Source, RowState];
-    /// How long the oldest webhook has been due, in seconds; waiting for a next try is not due.
+    /// How long the oldest webhook has been due, in seconds; what waits for its next try, or behind
+    /// a closed circuit, is not due.
     Shared OUTBOX_OLDEST_DUE = "taskbell_outbox_oldest_due_seconds" [Source];
     /// Webhooks owed whose horizon is within six hours.
     Shared OUTBOX_AT_RISK = "taskbell_outbox_at_risk_rows" [Source];

@@ -221,6 +221,34 @@ async fn ten_thousand_types_destinations_and_accounts_are_no_more_series() {
     assert!(daemon.stop().success());
 }
 
+#[tokio::test]
+async fn what_waits_behind_a_closed_circuit_is_not_due() {
+    let database = TestDatabase::migrated().await;
+    let client = database.client().await;
+    issue_many(&client, 1, 1, "https://buyer.example/hook").await;
+    client
+        .batch_execute(
+            "UPDATE decisioning_tasks SET state = 'completed', result = '{}';
+             UPDATE taskbell.outbox SET available_at = now() - interval '1 hour' WHERE lane IS NOT NULL",
+        )
+        .await
+        .unwrap();
+    let due = async || {
+        let row = client.query_one(include_str!("../../src/daemon/outbox_gauges.sql"), &[]).await.unwrap();
+        row.get::<_, f64>(4)
+    };
+    assert!(due().await >= 3600.0);
+    for (closed_until, is_due) in [("now() + interval '1 minute'", false), ("now()", true), ("NULL", true)] {
+        let circuit = format!(
+            "DELETE FROM taskbell.circuit;
+             INSERT INTO taskbell.circuit (lane, account_id, failures, closed_until, last_reason)
+             SELECT lane, account_id, 5, {closed_until}, 'timeout' FROM taskbell.outbox WHERE lane IS NOT NULL"
+        );
+        client.batch_execute(&circuit).await.unwrap();
+        assert_eq!(due().await >= 3600.0, is_due, "{closed_until}");
+    }
+}
+
 /// The part of docs/metrics.md that the code knows.
 fn reference() -> String {
     let types = TaskTypes::new([]);

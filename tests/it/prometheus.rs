@@ -294,9 +294,9 @@ async fn picture() {
         ("TASKBELL_SIGNING__KEY_FILES", key.as_str()),
         ("TASKBELL_HTTP__CA_FILE", trusted.to_str().unwrap()),
         ("TASKBELL_GUARD__ALLOW_PRIVATE", "true"),
-        ("TASKBELL_METRICS__SLA__CREATE_MEDIA_BUY", "8h"),
-        ("TASKBELL_METRICS__SLA__SYNC_CREATIVES", "4h"),
-        ("TASKBELL_METRICS__SLA__UPDATE_MEDIA_BUY", "4h"),
+        ("TASKBELL_METRICS__SLA__CREATE_MEDIA_BUY", "4h"),
+        ("TASKBELL_METRICS__SLA__SYNC_CREATIVES", "1h"),
+        ("TASKBELL_METRICS__SLA__UPDATE_MEDIA_BUY", "2h"),
     ];
     let daemons =
         [Running::start(&database, &environment).await, Running::start(&database, &environment).await];
@@ -317,7 +317,8 @@ async fn picture() {
         // People begin slowly, and have a break.
         let decided = match minute {
             0.0..0.3 => n % 2,
-            1.7..2.3 => 0,
+            0.3..1.7 => 1,
+            1.7..2.1 => 0,
             _ => 1 + n % 2,
         };
         let (good, bad) = (steady.url("/ok"), shaky.url("/ok"));

@@ -120,12 +120,15 @@ fn graph(body: &mut String, panel: &Value, place: &Place, lines: &mut Vec<Line>,
     let unit = defaults["unit"].as_str().unwrap();
     let stacked = defaults["custom"]["stacking"]["mode"] == "normal";
     let log = defaults["custom"]["scaleDistribution"]["type"] == "log";
-    // A line that is zero all the time says so in the legend, where there is room for it.
-    if lines.len() > 4 {
-        lines.retain(|line| line.points.iter().any(|point| point.1 > 0.0));
-    }
-    let (left, right) = (place.x + 56.0, place.x + place.width - 12.0);
-    let (top, bottom) = (place.y + 30.0, place.y + place.height - 46.0);
+    // A line that is zero all the time is shown where there is room for it.
+    let crowded = lines.len() > 4;
+    lines.retain(|line| {
+        !line.points.is_empty() && (!crowded || line.points.iter().any(|point| point.1 > 0.0))
+    });
+    let legend = legend(lines, place);
+    let legend_rows = legend.last().map_or(0.0, |(_, row)| row + 1.0);
+    let (left, right) = (place.x + 56.0, place.x + place.width - 18.0);
+    let (top, bottom) = (place.y + 30.0, place.y + place.height - 28.0 - 13.0 * legend_rows);
     let x = |at: f64| left + (at - span.from) / (span.to - span.from) * (right - left);
     let floors = stack(lines, stacked);
     let values = || floors.iter().flatten().map(|point| point.2);
@@ -153,7 +156,7 @@ fn graph(body: &mut String, panel: &Value, place: &Place, lines: &mut Vec<Line>,
         .unwrap();
     }
     for part in 0..=3 {
-        let seconds = (span.to - span.from) * f64::from(part) / 3.0;
+        let seconds = ((span.to - span.from) * f64::from(part) / 3.0).round();
         let (minutes, rest) = ((seconds / 60.0).floor(), (seconds % 60.0).floor());
         writeln!(
             body,
@@ -163,10 +166,7 @@ fn graph(body: &mut String, panel: &Value, place: &Place, lines: &mut Vec<Line>,
         )
         .unwrap();
     }
-    for (n, points) in floors.iter().enumerate() {
-        if points.is_empty() {
-            continue;
-        }
+    for (n, points) in floors.iter().enumerate().flat_map(|(n, line)| runs(line).map(move |run| (n, run))) {
         let color = COLORS[n % COLORS.len()];
         let upper: Vec<String> =
             points.iter().map(|(at, _, value)| format!("{:.1} {:.1}", x(*at), y(*value))).collect();
@@ -178,12 +178,8 @@ fn graph(body: &mut String, panel: &Value, place: &Place, lines: &mut Vec<Line>,
         writeln!(body, "<path d='M{}' fill='none' stroke='{color}' stroke-width='1.6'/>", upper.join("L"))
             .unwrap();
     }
-    let mut at = (place.x + 12.0, bottom + 32.0);
-    for (n, line) in lines.iter().enumerate() {
-        let wide = 18.0 + 5.9 * f64::from(u32::try_from(line.legend.chars().count()).unwrap());
-        if at.0 + wide > right {
-            at = (place.x + 12.0, at.1 + 12.0);
-        }
+    for (n, (line, (column, row))) in lines.iter().zip(legend).enumerate() {
+        let at = (place.x + column, bottom + 31.0 + 13.0 * row);
         writeln!(
             body,
             "<rect x='{:.0}' y='{:.0}' width='9' height='3' fill='{}'/><text class='legend' x='{:.0}' y='{:.0}'>{}</text>",
@@ -195,8 +191,27 @@ fn graph(body: &mut String, panel: &Value, place: &Place, lines: &mut Vec<Line>,
             escaped(&line.legend)
         )
         .unwrap();
-        at.0 += wide + 6.0;
     }
+}
+
+/// Where each line's name stands: its distance from the left, and its row.
+fn legend(lines: &[Line], place: &Place) -> Vec<(f64, f64)> {
+    let mut at = (12.0, 0.0);
+    let next = |line: &Line| {
+        let wide = 20.0 + 6.0 * f64::from(u32::try_from(line.legend.chars().count()).unwrap());
+        if at.0 + wide > place.width && at.0 > 12.0 {
+            at = (12.0, at.1 + 1.0);
+        }
+        let here = at;
+        at.0 += wide + 4.0;
+        here
+    };
+    lines.iter().map(next).collect()
+}
+
+/// Runs of points without a gap: a line that is absent for a while is not drawn there.
+fn runs(points: &[(f64, f64, f64)]) -> impl Iterator<Item = &[(f64, f64, f64)]> {
+    points.chunk_by(|one, next| next.0 - one.0 < 2.0 * STEP)
 }
 
 /// Each line's points with what they stand on: zero, or the line below.
@@ -220,6 +235,7 @@ fn ticks(highest: f64, unit: &str) -> Vec<f64> {
     let times =
         [60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 14_400.0, 28_800.0, 43_200.0, 86_400.0];
     let steps: Vec<f64> = match unit {
+        "bytes" => decimal.map(|step| step * MEBIBYTE).collect(),
         "s" => decimal.filter(|step| *step < 60.0).chain(times).collect(),
         // What is counted has no halves.
         "short" => decimal.filter(|step| *step >= 1.0).collect(),
@@ -254,11 +270,11 @@ fn shown(value: f64, unit: &str) -> String {
     match unit {
         "s" if value == 0.0 => "0 s".to_owned(),
         "s" if value < 1.0 => format!("{} ms", plain(value * 1000.0)),
-        "s" if value < 60.0 => format!("{} s", plain(value)),
+        "s" if value < 120.0 => format!("{} s", plain(value)),
         "s" if value < 3600.0 => format!("{} min", plain(value / 60.0)),
         "s" if value < 172_800.0 => format!("{} h", plain(value / 3600.0)),
         "s" => format!("{} d", plain(value / 86_400.0)),
-        "bytes" => format!("{} MiB", plain(value / 1_048_576.0)),
+        "bytes" => format!("{} MiB", plain(value / MEBIBYTE)),
         "percentunit" => format!("{} %", plain(value * 100.0)),
         "reqps" | "ops" => format!("{}/s", plain(value)),
         _ => plain(value),
@@ -269,6 +285,9 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
+/// Seconds from one point to the next.
+pub const STEP: f64 = 2.0;
+const MEBIBYTE: f64 = 1_048_576.0;
 const COLUMN: f64 = 50.0;
 const ROW: f64 = 27.0;
 const GAP: f64 = 8.0;

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 use url::Url;
 
-use super::panels::Span;
+use super::panels::{STEP, Span};
 
 /// One server with a directory of its own. Both go with it, also when the test is killed.
 pub struct Prometheus {
@@ -66,7 +66,7 @@ impl Prometheus {
 
     /// The series of one query over a span of time.
     pub async fn range(&self, expression: &str, span: &Span) -> Vec<Value> {
-        let [from, to, step] = [span.from, span.to, 2.0].map(|seconds| seconds.to_string());
+        let [from, to, step] = [span.from, span.to, STEP].map(|seconds| seconds.to_string());
         let parameters = [("query", expression), ("start", &from), ("end", &to), ("step", &step)];
         self.get("/api/v1/query_range", &parameters).await["result"].as_array().unwrap().clone()
     }
