@@ -231,6 +231,9 @@ fn stack(lines: &[Line], stacked: bool) -> Vec<Vec<(f64, f64, f64)>> {
 
 /// From zero up to the first round number that nothing exceeds.
 fn ticks(highest: f64, unit: &str) -> Vec<f64> {
+    if highest == 0.0 {
+        return vec![0.0, 1.0];
+    }
     let decimal = (-4..10).flat_map(|power| [1.0, 2.0, 5.0].map(|step| step * 10_f64.powi(power)));
     let times =
         [60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 14_400.0, 28_800.0, 43_200.0, 86_400.0];
