@@ -17,6 +17,11 @@ lint:
     cargo clippy --locked --all-targets --all-features -- -D warnings
     cargo clippy --locked --no-default-features --lib -- -D warnings
 
+# The alerts: sound, and each firing when it should and only then. Needs promtool.
+alerts:
+    promtool check rules deploy/prometheus/rules.yml
+    promtool test rules deploy/prometheus/rules_test.yml
+
 # Needs cargo-deny.
 deny:
     cargo deny --locked --all-features check bans licenses sources
@@ -33,9 +38,17 @@ fuzz TARGET="target_and_guard verify registration envelope_json" SECONDS="300":
             -max_total_time={{SECONDS}} -max_len=4096 -dict=fuzz/dictionaries/$target.dict || exit 1; \
     done
 
+# What docs/metrics.md says of the code, after a change to src/metrics.rs.
+reference:
+    UPDATE_DOCS=1 cargo test --locked --test it metrics::the_reference
+
 # Signatures a second on one core, and the like.
 bench *ARGS:
     cargo bench --locked {{ARGS}}
+
+# Draws docs/dashboard.svg from three minutes of load. Needs prometheus.
+dashboard:
+    cargo test --locked --test it prometheus::picture -- --ignored
 
 # The page on the admin listener as a browser shows it; docs/page.png is one of them.
 pictures DIRECTORY:

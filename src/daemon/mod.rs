@@ -16,6 +16,7 @@ mod published;
 mod sealer;
 mod overdue;
 pub mod sources;
+mod gauges;
 mod reporter;
 pub mod pulse;
 mod admin;

@@ -16,6 +16,7 @@ use super::admin::page::{Board, Gate, Health, Page};
 use super::admin::{self, Admin};
 use super::config::Config;
 use super::database::{Connector, tls_config};
+use super::gauges::{Desk, Gauges};
 use super::manager::Manager;
 use super::overdue::Overdue;
 use super::pulse::Pulse;
@@ -47,7 +48,8 @@ pub async fn run(
         .await
         .with_context(|| format!("admin.listen: {} cannot be bound", config.admin))?;
     let address = listener.local_addr()?;
-    let metrics = install_metrics(&config)?;
+    let types = names::TaskTypes::new(config.metrics.task_types.iter().cloned());
+    let metrics = install_metrics(&config, &types)?;
     let pool = connector.pool()?;
     if let Err(error) = keys::require_signing(&key_sets, SystemTime::now()) {
         tracing::warn!(%error, "webhooks that must be signed wait until there is a key");
@@ -57,7 +59,6 @@ pub async fn run(
     let signer = Arc::new(Signer::new(key_sets, config.legacy));
     let (outbox, safety_poll) = sources::outboxes(&config, &pool, sealing.clone()).await?;
     let outbox = Arc::new(outbox);
-    let types = names::TaskTypes::new(config.metrics.task_types.iter().cloned());
 
     // Everything but the worker stops last: it needs them to drain.
     let (services, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -77,14 +78,18 @@ pub async fn run(
         fail_after: config.fail_after.clone(),
     };
     tasks.spawn(overdue.run(services.clone()));
+    let gauges = Gauges {
+        sla: config.metrics.sla.clone(),
+        types: types.clone(),
+        sealed_table: config.sealed.as_ref().map(|source| source.table.clone()),
+    };
     let reporter = Reporter {
+        desk: Desk::new(pool.clone(), gauges, config.database.patience(), config.metrics.refresh * LAPSE),
         pool,
         patience: config.database.patience(),
         outbox: outbox.clone(),
-        metrics: config.metrics.clone(),
-        types: types.clone(),
+        refresh: config.metrics.refresh,
         keep: config.keep,
-        sealed_table: config.sealed.as_ref().map(|source| source.table.clone()),
     };
     tasks.spawn(reporter.run(services.clone()));
     let (accepting, is_accepting) = watch::channel(true);
@@ -189,14 +194,17 @@ async fn check_schema(connector: &Connector, patience: Duration) -> anyhow::Resu
     }
 }
 
-fn install_metrics(config: &Config) -> anyhow::Result<PrometheusHandle> {
+fn install_metrics(config: &Config, types: &names::TaskTypes) -> anyhow::Result<PrometheusHandle> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(names::TASK_DURATION.to_owned()), &config.metrics.task_buckets)?
         .set_buckets_for_metric(Matcher::Full(names::TASK_STATE.to_owned()), &config.metrics.task_buckets)?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &WIRE_BUCKETS)?
         .install_recorder()
         .context("a metrics recorder is installed already")?;
-    names::publish(env!("CARGO_PKG_VERSION"));
+    names::publish(types);
+    for task_type in config.metrics.sla.keys().chain(&config.metrics.task_types) {
+        names::expect(types, task_type);
+    }
     metrics_process::Collector::default().describe();
     Ok(handle)
 }
@@ -241,4 +249,6 @@ const WIRE_BUCKETS: [f64; 16] =
 /// More than a turn has with the database one after the other, each with an end of its own. What takes
 /// longer than all of them is no slow database.
 const EXCHANGES: u32 = 6;
+/// Beats without a refresh after which a daemon's turn at the gauges is over.
+const LAPSE: u32 = 4;
 const UPKEEP: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use deadpool_postgres::{Object, Pool};
+use deadpool_postgres::{ClientWrapper, Object, Pool};
 use tokio::time::timeout;
 
 use super::OutboxError;
@@ -25,6 +25,11 @@ impl Loan {
     /// Gives it back: everything that was asked of it has been answered, be it with an error.
     pub(crate) fn give_back(mut self) {
         drop(self.0.take());
+    }
+
+    /// Keeps it for good, outside the pool, which opens another when it needs one.
+    pub(crate) fn keep(mut self) -> ClientWrapper {
+        Object::take(self.0.take().unwrap_or_else(|| unreachable!("it is taken only when the loan ends")))
     }
 }
 

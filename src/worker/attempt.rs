@@ -155,6 +155,9 @@ pub(super) fn unsent<W: World>(outcome: &Outcome, claim: &Claim, policy: &RetryP
         chance: world.chance(),
     };
     let (verdict, reason) = (policy.judge(outcome, facts), outcome.reason());
+    if let Some(reason) = reason {
+        names::observe_unsent(reason);
+    }
     let (row, task) = (claim.row.id, claim.task_id.as_str());
     match outcome {
         Outcome::Unsendable(why) => {

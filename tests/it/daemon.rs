@@ -47,6 +47,11 @@ impl Running {
         (response.status().as_u16(), response.text().await.unwrap())
     }
 
+    /// Freezes the process, or lets it go on.
+    pub fn signal(&self, name: &str) {
+        Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+    }
+
     /// As if the machine had gone.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -54,8 +59,24 @@ impl Running {
     }
 
     pub fn stop(mut self) -> std::process::ExitStatus {
-        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        self.signal("TERM");
         self.child.wait().unwrap()
+    }
+}
+
+/// A new signing key's file, in this directory.
+pub fn signing_key(directory: &std::path::Path) -> String {
+    let path = directory.join("key.jwk").to_str().unwrap().to_owned();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_taskbell"));
+    assert!(command.env_clear().args(["keys", "generate", &path]).output().unwrap().status.success());
+    path
+}
+
+/// Nothing is left running by a test that failed.
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -2,6 +2,8 @@
 
 pub mod browser;
 pub mod daemon;
+pub mod panels;
+pub mod prometheus;
 pub mod properties;
 #[path = "../../chaos/proxy.rs"]
 #[allow(dead_code, reason = "the chaos test uses more of it")]

@@ -1,6 +1,7 @@
 //! A buyer's endpoint over real TLS that answers as it is told and remembers what came.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ pub struct Receiver {
     pub ca_file: tempfile::NamedTempFile,
     posts: Shared<Vec<Post>>,
     json: Shared<String>,
+    down: Arc<AtomicBool>,
 }
 
 impl Receiver {
@@ -48,20 +50,30 @@ impl Receiver {
         let address = listener.local_addr().unwrap();
         let posts: Shared<Vec<Post>> = Arc::new(Mutex::new(Vec::new()));
         let json: Shared<String> = Shared::default();
+        let down: Arc<AtomicBool> = Arc::default();
+        let is_down = down.clone();
         let kept = (posts.clone(), json.clone());
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let (acceptor, (posts, json)) = (acceptor.clone(), kept.clone());
+                let down = is_down.clone();
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(socket).await else { return };
-                    let service = service_fn(move |request| answer(request, posts.clone(), json.clone()));
+                    let service = service_fn(move |request| {
+                        answer(request, posts.clone(), json.clone(), down.load(Ordering::Relaxed))
+                    });
                     let _ = Builder::new(TokioExecutor::new())
                         .serve_connection(TokioIo::new(stream), service)
                         .await;
                 });
             }
         });
-        Self { address, ca_file, posts, json }
+        Self { address, ca_file, posts, json, down }
+    }
+
+    /// Answers 503 to everything, or no longer.
+    pub fn be_down(&self, down: bool) {
+        self.down.store(down, Ordering::Relaxed);
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -82,6 +94,7 @@ async fn answer(
     request: Request<Incoming>,
     posts: Shared<Vec<Post>>,
     json: Shared<String>,
+    down: bool,
 ) -> Result<Response<Full<Bytes>>, std::io::Error> {
     let path = request.uri().path().to_owned();
     let target = request.uri().to_string();
@@ -96,6 +109,7 @@ async fn answer(
     let plain = |status: u16| Response::builder().status(status);
     let empty = Full::new(Bytes::new());
     let response = match path.split('/').nth(1).unwrap_or_default() {
+        _ if down => plain(503).body(empty),
         "hang" => {
             tokio::time::sleep(Duration::from_secs(3600)).await;
             plain(200).body(empty)
