@@ -89,7 +89,8 @@ impl ServerUser {
 
 /// Where the server's programs are: `PG_BIN`, what `pg_config` says, or where distributions put
 /// them, the newest first.
-pub(super) fn find_binaries() -> Option<PathBuf> {
+#[must_use]
+pub fn find_binaries() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("PG_BIN").filter(|named| !named.is_empty()) {
         return std::path::absolute(named).ok().filter(|bin| has_server(bin));
     }
