@@ -1,7 +1,6 @@
 //! `taskbell check`: each thing that can be wrong is made wrong, and named with what to do.
 
 use serde_json::Value;
-use taskbell::task::{Registration, SdkKeys};
 use tokio::process::Command;
 use tokio_postgres::Client;
 
@@ -10,15 +9,19 @@ use super::support::receiver::Receiver;
 use super::support::{TestDatabase, complete, eventually, issue};
 
 /// One database with everything in order, and its keys.
-struct Patient {
-    database: TestDatabase,
+pub struct Patient {
+    pub database: TestDatabase,
     client: Client,
     directory: tempfile::TempDir,
 }
 
 impl Patient {
     async fn well() -> Self {
-        let database = TestDatabase::migrated().await;
+        Self::of(TestDatabase::migrated().await).await
+    }
+
+    /// The same, of a database that has the schema.
+    pub async fn of(database: TestDatabase) -> Self {
         let patient =
             Self { client: database.client().await, database, directory: tempfile::tempdir().unwrap() };
         for (file, more) in [("key.jwk", [].as_slice()), ("seal.jwk", &["--sealing", "--kid", "seal-1"])] {
@@ -33,7 +36,7 @@ impl Patient {
         self.directory.path().join(file).to_str().unwrap().to_owned()
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = taskbell(Some(&self.database), &[&["check", "--json"], arguments].concat());
         command.env("TASKBELL_SIGNING__KEY_FILES", self.path("key.jwk"));
         command.env("TASKBELL_SEALING__KEY_FILES", self.path("seal.jwk"));
@@ -45,14 +48,14 @@ impl Patient {
     }
 
     /// Fails unless exactly this is found beside what is well.
-    async fn found(&self, expected: &[(&str, &str, &str)]) {
+    pub async fn found(&self, expected: &[(&str, &str, &str)]) {
         assert_found(&run(self.command(&[])).await, expected);
     }
 }
 
 /// Severity, check, and a part of the line, of everything that is not ok. The cluster of the tests
 /// runs without fsync, which is the one warning that belongs to it.
-fn assert_found(said: &Said, expected: &[(&str, &str, &str)]) {
+pub fn assert_found(said: &Said, expected: &[(&str, &str, &str)]) {
     let findings = said.documents().remove(0);
     let findings: Vec<&Value> = findings.as_array().unwrap().iter().collect();
     let text = |finding: &Value, member: &str| finding[member].as_str().unwrap_or_default().to_owned();
@@ -78,7 +81,11 @@ async fn it_says_what_to_do_until_all_is_well() {
     let patient = Patient::well().await;
     patient.found(&[]).await;
     let lines = run(taskbell(Some(&patient.database), &["check"])).await;
-    for line in ["ok    database       PostgreSQL ", "FAIL  signing key    signing.key_files: no key signs now", "WARN  sealing key"] {
+    for line in [
+        "ok    database       PostgreSQL ",
+        "FAIL  signing key    signing.key_files: no key signs now",
+        "WARN  sealing key",
+    ] {
         assert!(lines.out.contains(line), "{}", lines.out);
     }
     patient.sql("DROP SCHEMA taskbell CASCADE; DROP TABLE decisioning_tasks").await;
@@ -215,9 +222,11 @@ async fn who_holds_a_transaction_open_is_named_with_how_to_end_it() {
     })
     .await;
     let findings = named.documents().remove(0);
-    let mine = findings.as_array().unwrap().iter().find(|finding| {
-        finding["remedy"].as_str().is_some_and(|remedy| remedy.contains(&ends))
-    });
+    let mine = findings
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|finding| finding["remedy"].as_str().is_some_and(|remedy| remedy.contains(&ends)));
     let mine = mine.unwrap();
     assert!(mine["severity"] == "warn" && mine["says"].as_str().unwrap().starts_with(&says), "{mine}");
     patient.found(&[]).await;
@@ -241,7 +250,8 @@ async fn a_hot_table_that_nobody_vacuums_is_named() {
         said.out.contains("0 rows and 21000 dead ones").then_some(())
     })
     .await;
-    patient.sql("VACUUM taskbell.outbox; ALTER TABLE taskbell.outbox RESET (autovacuum_enabled)").await;
+    patient.sql("VACUUM taskbell.outbox").await;
+    patient.sql("ALTER TABLE taskbell.outbox RESET (autovacuum_enabled)").await;
     patient.found(&[]).await;
 }
 
@@ -256,7 +266,9 @@ async fn days_without_a_partition_and_rows_that_found_none_are_named() {
     let attempt = "INSERT INTO taskbell.attempt (outbox_id, task_id, idempotency_key, attempt, started_at, duration_ms, verdict)
                    VALUES (1, 't', 'k', 1, now(), 1, 'acknowledge')";
     patient.sql(attempt).await;
-    patient.found(&[("warn", "partitions", ""), ("warn", "partitions", "TRUNCATE taskbell.attempt_default")]).await;
+    patient
+        .found(&[("warn", "partitions", ""), ("warn", "partitions", "TRUNCATE taskbell.attempt_default")])
+        .await;
     patient.sql("TRUNCATE taskbell.attempt_default").await;
     patient.sql("SELECT taskbell.create_partitions()").await;
     patient.found(&[]).await;
@@ -294,7 +306,8 @@ async fn registrations_that_no_key_opens_are_counted_by_the_key_that_sealed_them
 #[tokio::test]
 async fn rows_of_the_sdks_outbox_that_its_key_does_not_open_are_named() {
     let patient = Patient::well().await;
-    std::fs::write(patient.path("sdk.hex"), "11".repeat(32)).unwrap();
+    let hex = |key: &[u8]| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    std::fs::write(patient.path("sdk.hex"), hex(&super::sealed::KEY)).unwrap();
     let sdk = async || {
         let mut command = patient.command(&[]);
         command.env("TASKBELL_SOURCES__SEALED__TABLE", "adcp_task_webhook_outbox");
@@ -304,7 +317,9 @@ async fn rows_of_the_sdks_outbox_that_its_key_does_not_open_are_named() {
     assert_found(&sdk().await, &[("fail", "SDK outbox", "create_schema makes it")]);
     patient.sql(include_str!("support/sdk_outbox.sql")).await;
     assert_found(&sdk().await, &[]);
-    patient.sql(SDK_ROW).await;
+    super::sealed::Row::new("t1", "https://buyer.example/").insert(&patient.client).await;
+    assert_found(&sdk().await, &[]);
+    std::fs::write(patient.path("sdk.hex"), "11".repeat(32)).unwrap();
     let lost = ("fail", "SDK outbox", "no configured key opens 1 of the last 1 rows owed");
     assert_found(&sdk().await, &[lost]);
 }
@@ -329,7 +344,9 @@ async fn destinations_are_knocked_at_through_the_guard() {
         complete(&patient.client, &task).await;
     }
     let mut command = patient.command(&["--destinations"]);
-    command.env("TASKBELL_HTTP__CA_FILE", trusted.ca_file.path()).env("TASKBELL_GUARD__ALLOW_PRIVATE", "true");
+    command
+        .env("TASKBELL_HTTP__CA_FILE", trusted.ca_file.path())
+        .env("TASKBELL_GUARD__ALLOW_PRIVATE", "true");
     let said = run(command).await;
     let findings = said.documents().remove(0);
     let of = |url: &str| {
@@ -350,5 +367,3 @@ async fn destinations_are_knocked_at_through_the_guard() {
     }
     assert_eq!((said.code, trusted.posts().len()), (0, 0), "{said:?}");
 }
-
-const SDK_ROW: &str = "";

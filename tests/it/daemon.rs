@@ -59,6 +59,14 @@ impl Running {
     }
 }
 
+/// A test that fails leaves no daemon behind.
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 #[tokio::test]
 async fn it_becomes_ready_measures_tasks_and_stops_cleanly() {
     let database = TestDatabase::migrated().await;

@@ -9,6 +9,7 @@
 mod support;
 
 mod check;
+mod circumstances;
 mod cli;
 mod config;
 mod database;
@@ -23,7 +24,9 @@ mod guard;
 mod hostile;
 mod layers;
 mod page;
+mod pooler;
 mod properties;
+mod reference;
 mod registration;
 mod registry_conformance;
 mod schema;
