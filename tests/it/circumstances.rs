@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
+use taskbell::daemon::embedded::find_binaries;
 use taskbell::migrations;
+use tokio::process::Command;
 use tokio_postgres::Client;
 
 use super::check::{Patient, assert_found};
@@ -171,6 +173,32 @@ async fn a_database_that_turns_read_only_is_waited_for() {
 async fn a_disk_without_room_is_waited_for() {
     let database = TestDatabase::migrated().await;
     nothing_is_sent_again(&database, &[DISK_FULL], &[ROOM_AGAIN]).await;
+}
+
+#[tokio::test]
+async fn a_dump_that_is_restored_elsewhere_owes_what_it_owed() {
+    let (original, copy) = (TestDatabase::migrated().await, TestDatabase::empty().await);
+    let (client, receiver) = (original.client().await, Receiver::start().await);
+    for task in ["ended", "open"] {
+        issue(&client, task, Some(&receiver.url("/ok"))).await;
+    }
+    complete(&client, "ended").await;
+    let programs = find_binaries().unwrap();
+    let mut dump = Command::new(programs.join("pg_dump"));
+    let dumped = dump.arg("--dbname").arg(&original.dsn).output().await.unwrap();
+    assert!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), dumped.stdout).unwrap();
+    let mut restore = Command::new(programs.join("psql"));
+    restore.args(["--quiet", "--set=ON_ERROR_STOP=1", "--no-psqlrc", "--file"]).arg(file.path());
+    let restored = restore.arg("--dbname").arg(&copy.dsn).output().await.unwrap();
+    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+
+    let daemon = daemon(&copy, &receiver, &[]).await;
+    complete(&copy.client().await, "open").await;
+    eventually("both webhooks", async || (receiver.posts().len() == 2).then_some(())).await;
+    Patient::of(copy).await.found(&[]).await;
+    assert!(daemon.stop().success());
 }
 
 #[tokio::test]
