@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, SimpleQueryMessage};
 
 use super::database::{Connector, explain};
@@ -32,25 +33,37 @@ pub enum Pooling {
 /// [`ConnectError`] when the database cannot be reached or does not answer.
 pub async fn look(connector: &Connector) -> Result<Pooling, ConnectError> {
     let (ours, other) = (connector.client().await?, connector.client().await?);
-    match timeout(PATIENCE, compare(&ours, &other)).await {
-        Ok(compared) => compared.map_err(|error| ConnectError(explain(&error))),
-        Err(_) => Err(ConnectError("the database, or a pooler before it, does not answer".to_owned())),
-    }
+    let compared = timeout(PATIENCE, compare(&ours, &other)).await;
+    compared.unwrap_or(Err(Lost::Silent)).map_err(|lost| ConnectError(lost.to_string()))
 }
 
-async fn compare(ours: &Client, other: &Client) -> Result<Pooling, Error> {
-    let statement = ours.prepare(BACKEND).await?;
+async fn compare(ours: &Client, other: &Client) -> Result<Pooling, Lost> {
+    // Not to be taken for what another process has left under the same name.
+    let mark = uuid::Uuid::new_v4().to_string();
+    let statement = match ours.prepare(&format!("{BACKEND}, '{mark}'")).await {
+        Err(error) if error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT) => return Ok(FORGETFUL),
+        statement => statement?,
+    };
     for _ in 0..ROUNDS {
         let before = backend(ours).await?;
         // While its transaction lasts, this backend is nobody else's.
         other.batch_execute("BEGIN").await?;
-        let taken = backend(other).await?;
-        // A pool of one backend has none for us now.
+        let shared = before == backend(other).await?;
         let again = timeout(PATIENCE / 4, ours.query_one(&statement, &[])).await;
-        let after = again.ok().and_then(Result::ok).map(|row| row.get::<_, i32>(0));
         other.batch_execute("ROLLBACK").await?;
-        if before == taken || before != after {
-            return Ok(Pooling::Transactions { keeps_prepared: after.is_some() });
+        match again {
+            Ok(Ok(row)) if row.try_get(1).ok() != Some(mark.as_str()) => return Ok(FORGETFUL),
+            Ok(Ok(row)) if shared || row.try_get(0).ok() != before => {
+                return Ok(Pooling::Transactions { keeps_prepared: true });
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) if shared || error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME) => {
+                return Ok(FORGETFUL);
+            }
+            Ok(Err(error)) => return Err(error.into()),
+            // A pool of one backend has none for us now.
+            Err(_) if shared => return Ok(FORGETFUL),
+            Err(_) => return Err(Lost::Silent),
         }
     }
     Ok(Pooling::None)
@@ -65,6 +78,16 @@ async fn backend(client: &Client) -> Result<Option<i32>, Error> {
     }))
 }
 
+/// Why nothing was seen.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("{}", explain(.0))]
+    Database(#[from] Error),
+    #[error("it does not answer, or a pooler before it does not")]
+    Silent,
+}
+
+const FORGETFUL: Pooling = Pooling::Transactions { keeps_prepared: false };
 /// For whoever must not go on.
 pub const FORGETS: &str = "a pooler in transaction mode stands before the database and forgets prepared \
                            statements: name the database itself in database.url, or a pool in session mode";

@@ -308,20 +308,24 @@ async fn rows_of_the_sdks_outbox_that_its_key_does_not_open_are_named() {
     let patient = Patient::well().await;
     let hex = |key: &[u8]| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     std::fs::write(patient.path("sdk.hex"), hex(&super::sealed::KEY)).unwrap();
-    let sdk = async || {
-        let mut command = patient.command(&[]);
+    let sdk = async |arguments: &[&str]| {
+        let mut command = patient.command(arguments);
         command.env("TASKBELL_SOURCES__SEALED__TABLE", "adcp_task_webhook_outbox");
         command.env("TASKBELL_SOURCES__SEALED__KEY_FILES", patient.path("sdk.hex"));
         run(command).await
     };
-    assert_found(&sdk().await, &[("fail", "SDK outbox", "create_schema makes it")]);
+    assert_found(&sdk(&[]).await, &[("fail", "SDK outbox", "create_schema makes it")]);
     patient.sql(include_str!("support/sdk_outbox.sql")).await;
-    assert_found(&sdk().await, &[]);
-    super::sealed::Row::new("t1", "https://buyer.example/").insert(&patient.client).await;
-    assert_found(&sdk().await, &[]);
+    assert_found(&sdk(&[]).await, &[]);
+    super::sealed::Row::new("t1", "https://localhost:1/").insert(&patient.client).await;
+    assert_found(&sdk(&[]).await, &[]);
+    let closed = ("warn", "destinations", "https://localhost:1: ");
+    assert_found(&sdk(&["--destinations"]).await, &[closed]);
     std::fs::write(patient.path("sdk.hex"), "11".repeat(32)).unwrap();
     let lost = ("fail", "SDK outbox", "no configured key opens 1 of the last 1 rows owed");
-    assert_found(&sdk().await, &[lost]);
+    assert_found(&sdk(&[]).await, &[lost]);
+    patient.sql("ALTER TABLE adcp_task_webhook_outbox DROP COLUMN last_error").await;
+    assert_found(&sdk(&[]).await, &[("fail", "SDK outbox", "has no column last_error")]);
 }
 
 #[tokio::test]

@@ -12,16 +12,29 @@ use crate::daemon::database::{Connector, explain};
 use crate::daemon::pooler::{self, Pooling};
 use crate::listener::{CHANNEL, Session};
 
-/// A pooler in between, and a real round trip where there is none.
-pub(super) async fn listener(connector: &Connector, found: &mut Findings) {
+/// What stands before the database, if a look further makes sense: behind a pooler that forgets
+/// prepared statements another process's may answer.
+pub(super) async fn pooler(connector: &Connector, found: &mut Findings) -> Option<Pooling> {
     match pooler::look(connector).await {
-        Ok(Pooling::None) => {}
         Ok(Pooling::Transactions { keeps_prepared: false }) => {
-            return found.broken("pooler", format!("{}; `taskbell run` refuses to start", pooler::FORGETS));
+            found.broken("pooler", format!("{}; `taskbell run` refuses to start", pooler::FORGETS));
+            None
         }
-        Ok(Pooling::Transactions { keeps_prepared: true }) => return found.broken("pooler", pooler::DEAF),
-        Err(error) => return found.broken("listener", error.to_string()),
+        Ok(Pooling::Transactions { keeps_prepared: true }) => {
+            found.broken("pooler", pooler::DEAF);
+            Some(Pooling::Transactions { keeps_prepared: true })
+        }
+        Ok(Pooling::None) => Some(Pooling::None),
+        Err(error) => {
+            found.broken("database", error.to_string());
+            None
+        }
     }
+}
+
+/// Whether a notification comes back. Not through a pooler in transaction mode, where it would
+/// only by chance.
+pub(super) async fn listener(connector: &Connector, found: &mut Findings) {
     match timeout(PATIENCE, round_trip(connector)).await {
         Ok(Ok(())) => found.ok("listener", "a notification came back"),
         Ok(Err(error)) => found.broken("listener", error),

@@ -21,6 +21,7 @@ use tokio_postgres::{Client, Error, Transaction};
 
 use super::super::config::{Config, ConfigError, Sources};
 use super::super::database::{Connector, explain};
+use super::super::pooler::Pooling;
 use crate::migrations;
 use finding::{Findings, Severity};
 
@@ -77,8 +78,11 @@ impl Check {
             Err(error) => return found.broken("database", error.to_string()),
         };
         let client = &mut client;
+        let Some(pooling) = listener::pooler(&connector, found).await else { return };
         look(client, found, "database", async |look, found| server::server(look, found).await).await;
-        listener::listener(&connector, found).await;
+        if pooling == Pooling::None {
+            listener::listener(&connector, found).await;
+        }
         look(client, found, "notify queue", async |look, found| listener::queue(look, found).await).await;
         look(client, found, "connections", async |look, found| {
             connections::connections(look, config, found).await
@@ -120,8 +124,7 @@ impl Check {
     }
 }
 
-/// One look, in a transaction of its own: a pooler in transaction mode keeps prepared statements
-/// no longer, and a look that fails spoils no other.
+/// One look, in a read-only transaction of its own: one that fails spoils no other.
 async fn look<T>(
     client: &mut Client,
     found: &mut Findings,

@@ -5,6 +5,7 @@ use tokio_postgres::{Error, Transaction};
 use super::finding::Findings;
 use crate::daemon::config::SealedSource;
 use crate::daemon::keys::read_sdk_keys;
+use crate::daemon::sources::COLUMNS;
 use crate::task::{SdkRow, SealingKeys};
 
 /// Our own registrations, by the key that sealed them.
@@ -55,10 +56,14 @@ pub(super) async fn sdk_outbox(
             return Ok(());
         }
     };
-    let exists = "SELECT to_regclass($1) IS NOT NULL";
-    if !transaction.query_one(exists, &[&source.table]).await?.get::<_, bool>(0) {
+    let Some(row) = transaction.query_opt(COLUMNS, &[&source.table]).await? else {
         let says = format!("sources.sealed.table: there is no table {}", source.table);
         found.fail("SDK outbox", says, "the SDK's create_schema makes it");
+        return Ok(());
+    };
+    if let Some(missing) = row.get::<_, Option<&str>>(0) {
+        let says = format!("{} has no column {missing}", source.table);
+        found.fail("SDK outbox", says, "run the SDK's create_schema of 9.2.0 or later");
         return Ok(());
     }
     let sql = SDK_ROWS.replace("adcp_task_webhook_outbox", &source.table);
