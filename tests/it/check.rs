@@ -40,6 +40,8 @@ impl Patient {
         let mut command = taskbell(Some(&self.database), &[&["check", "--json"], arguments].concat());
         command.env("TASKBELL_SIGNING__KEY_FILES", self.path("key.jwk"));
         command.env("TASKBELL_SEALING__KEY_FILES", self.path("seal.jwk"));
+        // No daemon of this machine's is asked.
+        command.env("TASKBELL_ADMIN__LISTEN", "127.0.0.1:1");
         command
     }
 

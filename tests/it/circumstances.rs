@@ -10,7 +10,7 @@ use tokio::process::Command;
 use tokio_postgres::Client;
 
 use super::check::{Patient, assert_found};
-use super::cli::run;
+use super::cli::{run, taskbell};
 use super::daemon::Running;
 use super::support::cluster::Cluster;
 use super::support::receiver::Receiver;
@@ -134,6 +134,11 @@ async fn nothing_is_sent_again(database: &TestDatabase, breaks: &[&str], repairs
     }
     let says = ready(&daemon, 503).await;
     assert!(says.contains("\"outbox\":false"), "{says}");
+    let mut check = taskbell(Some(database), &["check"]);
+    check.env("TASKBELL_ADMIN__LISTEN", &daemon.admin);
+    let named = run(check).await;
+    let line = named.out.lines().find(|line| line.starts_with("FAIL  daemon"));
+    assert!(line.is_some_and(|line| line.contains("\"outbox\":false")), "{named:?}");
     assert_eq!(daemon.get("/healthz").await.0, 200, "a restart would repair nothing");
     tokio::time::sleep(Duration::from_secs(8)).await;
     assert_eq!(receiver.posts().len(), 1, "its lease is over, and it was not sent again");

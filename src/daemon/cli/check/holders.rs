@@ -66,20 +66,57 @@ async fn prepared(transaction: &Transaction<'_>, long: Duration, found: &mut Fin
 
 async fn slots(transaction: &Transaction<'_>, found: &mut Findings) -> Result<(), Error> {
     for row in transaction.query(SLOTS, &[]).await? {
-        let (name, age, wal): (&str, Option<i64>, Option<i64>) = (row.get(0), row.get(1), row.get(2));
-        let remedy = format!("bring its consumer back, or SELECT pg_drop_replication_slot('{name}')");
-        if let Some(age) = age {
-            let says = format!(
-                "slot {name} has no consumer and keeps rows of the last {age} transactions from vacuum"
-            );
+        let replica = Replica {
+            slot: row.get(0),
+            standby: row.get(1),
+            connected: row.get(2),
+            age: row.get(3),
+            wal: row.get(4),
+        };
+        replica.judge(found);
+    }
+    Ok(())
+}
+
+struct Replica<'a> {
+    /// Its slot; without one it is known by its application's name.
+    slot: Option<&'a str>,
+    standby: Option<&'a str>,
+    connected: bool,
+    /// Of the oldest rows that it keeps, in transactions.
+    age: Option<i64>,
+    /// Bytes that it keeps.
+    wal: Option<i64>,
+}
+
+impl Replica<'_> {
+    fn judge(&self, found: &mut Findings) {
+        let who = match self.slot {
+            Some(slot) => format!("slot {slot}"),
+            None => format!("standby {:?}", self.standby.unwrap_or_default()),
+        };
+        if self.connected {
+            if let Some(age) = self.age.filter(|age| *age > MANY_TRANSACTIONS) {
+                found.warn(
+                    "slots",
+                    format!("{who} keeps rows of the last {age} transactions from vacuum"),
+                    "end the long query there; max_standby_streaming_delay or hot_standby_feedback prevents it",
+                );
+            }
+            return;
+        }
+        let slot = self.slot.unwrap_or_default();
+        let remedy = format!("bring its consumer back, or SELECT pg_drop_replication_slot('{slot}')");
+        if let Some(age) = self.age {
+            let says =
+                format!("{who} has no consumer and keeps rows of the last {age} transactions from vacuum");
             found.warn("slots", says, &remedy);
         }
-        if let Some(wal) = wal.filter(|wal| *wal > MUCH_WAL) {
-            let says = format!("slot {name} has no consumer and keeps {} GiB of WAL on the disk", wal >> 30);
+        if let Some(wal) = self.wal.filter(|wal| *wal > MUCH_WAL) {
+            let says = format!("{who} has no consumer and keeps {} GiB of WAL on the disk", wal >> 30);
             found.warn("slots", says, &remedy);
         }
     }
-    Ok(())
 }
 
 fn for_people(seconds: f64) -> String {
@@ -92,3 +129,29 @@ const SLOTS: &str = include_str!("slots.sql");
 const SEES_ALL: &str = "SELECT pg_has_role('pg_read_all_stats', 'USAGE')";
 /// Enough to fill a disk in a while.
 const MUCH_WAL: i64 = 1 << 30;
+/// Some minutes of a very busy seller, days of most.
+const MANY_TRANSACTIONS: i64 = 5_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Severity::{Ok, Warn};
+    use super::*;
+
+    #[test]
+    fn a_replica_is_named_when_it_is_away_or_far_behind() {
+        let well =
+            || Replica { slot: Some("a"), standby: None, connected: true, age: Some(90), wal: Some(4 << 30) };
+        for (replica, expected) in [
+            (well(), Ok),
+            (Replica { age: Some(6_000_000), ..well() }, Warn),
+            (Replica { slot: None, standby: Some("b"), age: Some(6_000_000), ..well() }, Warn),
+            (Replica { connected: false, ..well() }, Warn),
+            (Replica { connected: false, age: None, ..well() }, Warn),
+            (Replica { connected: false, age: None, wal: Some(1 << 20), ..well() }, Ok),
+        ] {
+            let mut found = Findings::default();
+            replica.judge(&mut found);
+            assert_eq!(found.worst(), expected, "{found:?}");
+        }
+    }
+}

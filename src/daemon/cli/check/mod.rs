@@ -1,5 +1,5 @@
 //! `check`: a line for each thing that must be right, how bad it is where it is not, and what to
-//! do then. It writes nothing, so it may be run anywhere and at any time.
+//! do then. It changes nothing, so it may be run anywhere and at any time.
 
 mod finding;
 mod keys;
@@ -12,6 +12,7 @@ mod house;
 mod holders;
 mod connections;
 mod destinations;
+mod daemon;
 
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use finding::{Findings, Severity};
 /// Checks configuration, keys, database and whatever else webhooks depend on.
 ///
 /// A line for each: ok, WARN or FAIL, and what to do. A warning: webhooks go out, but not for
-/// ever, or not as quickly as they could. Nothing is written or sent.
+/// ever, or not as quickly as they could. Nothing is changed, and nothing sent to buyers.
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 all is well, or there are warnings only; 1 something fails, \
                         with --strict also a warning; 2 it could not be checked.")]
@@ -69,6 +70,7 @@ impl Check {
         keys::signing(config, found).await;
         let sealing = keys::sealing(config, found);
         keys::certificates(config, found);
+        daemon::daemon(config, found).await;
         let connector = match Connector::new(&config.database) {
             Ok(connector) => connector,
             Err(error) => return found.broken("database", error.to_string()),
