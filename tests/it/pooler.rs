@@ -16,8 +16,6 @@ use super::support::{TestDatabase, eventually, scratch};
 /// A pooler in front of the tests' server; it ends with the test, and with the test process.
 struct Bouncer {
     shell: Child,
-    // After the pooler: it still writes its log.
-    _directory: tempfile::TempDir,
 }
 
 fn program() -> Option<PathBuf> {
@@ -43,30 +41,27 @@ fn keeps_prepared(program: &Path) -> bool {
 
 impl Bouncer {
     async fn start(program: &Path, database: &TestDatabase, settings: &str) -> (Self, TestDatabase) {
-        let directory = scratch("taskbell-pgbouncer-");
-        let (path, socket) = (directory.path().display(), database.dsn.split('\'').nth(1).unwrap());
+        let directory = scratch("taskbell-pgbouncer-").keep();
+        let (path, socket) = (directory.display(), database.dsn.split('\'').nth(1).unwrap());
         let (uid, gid) = owner(Path::new(socket));
         let config = format!(
             "[databases]\n* = host={socket} port=5432 user=postgres\n[pgbouncer]\nlisten_addr =\nlisten_port = 6432\n\
              unix_socket_dir = {path}\nauth_type = any\nlogfile = {path}/log\n{settings}\n"
         );
-        let file = directory.path().join("pgbouncer.ini");
+        let file = directory.join("pgbouncer.ini");
         std::fs::write(&file, config).unwrap();
-        chown(directory.path(), Some(uid), Some(gid)).unwrap();
+        chown(&directory, Some(uid), Some(gid)).unwrap();
         let mut shell = Command::new("/bin/sh");
         // As root it would not start. The pipe closes when we end, however we end; asked to end by
-        // itself, it would wait for its clients.
-        shell
-            .args(["-c", "\"$1\" \"$2\" </dev/null & read -r _; kill -KILL $!; wait", "sh"])
-            .arg(program)
-            .arg(&file);
+        // itself, it would wait for its clients. Its directory goes with it.
+        shell.args(["-c", SUPERVISE, "sh"]).arg(program).arg(&file).arg(&directory);
         shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let shell = shell.uid(uid).gid(gid).current_dir("/").spawn().unwrap();
-        let ready = directory.path().join(".s.PGSQL.6432");
+        let ready = directory.join(".s.PGSQL.6432");
         eventually("pgbouncer listens", async || ready.exists().then_some(())).await;
         let (_, name) = database.dsn.rsplit_once('=').unwrap();
         let pooled = TestDatabase::at(&format!("host={path} port=6432 user=postgres dbname={name}"));
-        (Self { shell, _directory: directory }, pooled)
+        (Self { shell }, pooled)
     }
 }
 
@@ -163,6 +158,7 @@ async fn a_pooler_in_transaction_mode_that_keeps_prepared_statements_is_polled_t
     assert!(daemon.stop().success());
 }
 
+const SUPERVISE: &str = "\"$1\" \"$2\" </dev/null & read -r _; kill -KILL $!; wait; rm -rf \"$3\"";
 const TRANSACTIONS: &str = "pool_mode = transaction\nignore_startup_parameters = options";
 /// It drops what our sessions ask for.
 const DROPPED: (&str, &str, &str) = ("warn", "settings", "ALTER ROLE … SET synchronous_commit = off");
