@@ -54,6 +54,10 @@ dashboard:
 pictures DIRECTORY:
     PAGE_PICTURES={{DIRECTORY}} cargo test --locked --test it page::pictures -- --ignored
 
+# docs/configuration.md, from config/taskbell.toml.
+reference:
+    cargo test --locked --test it reference::write -- --ignored
+
 # Everything breaks, by seed: SEEDS runs with SECONDS of faults each, and one report.
 chaos SEEDS="1..21" SECONDS="30":
     TASKBELL_CHAOS_SEEDS={{SEEDS}} TASKBELL_CHAOS_SECONDS={{SECONDS}} \

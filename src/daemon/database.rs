@@ -157,14 +157,30 @@ pub fn tls_config(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, Databa
 #[must_use]
 pub fn explain(error: &tokio_postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
-        return match db.hint() {
+        let ours = db.message().starts_with(REFUSED_OPTIONS).then_some(POOLER_OPTIONS);
+        return match db.hint().or(ours) {
             Some(hint) => format!("{} ({hint})", db.message()),
             None => db.message().to_owned(),
         };
     }
     let causes = || std::iter::successors(Some(error as &(dyn Error + 'static)), |error| (*error).source());
     let text = causes().map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    if causes().any(distrusts_certificate) { format!("{text} ({DISTRUST})") } else { text }
+    if causes().any(distrusts_certificate) {
+        format!("{text} ({DISTRUST})")
+    } else if causes().any(wants_a_primary) {
+        format!("{text} ({NO_PRIMARY})")
+    } else {
+        text
+    }
+}
+
+/// Whether `target_session_attrs=read-write` was asked for in vain: the driver's own refusal, which
+/// comes from no call of the system.
+fn wants_a_primary(error: &(dyn Error + 'static)) -> bool {
+    let refused = error.downcast_ref::<std::io::Error>();
+    refused.is_some_and(|error| {
+        error.kind() == std::io::ErrorKind::PermissionDenied && error.raw_os_error().is_none()
+    })
 }
 
 /// Whether TLS ended at the server's certificate. An `io::Error` hides what it carries from
@@ -209,6 +225,13 @@ const LET_GO: &str = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c 
 /// The certificate is verified even where libpq's default would not ask.
 const DISTRUST: &str = "name the CA's file in database.ca_file, or add sslmode=disable where the way to the \
                         server is private";
+/// The host that was tried last; the driver keeps no other's answer.
+const NO_PRIMARY: &str = "a standby, or read-only: no host of database.url takes writes; promote one, or wait \
+                          for the failover";
+/// PgBouncer has one error code for whatever it refuses itself: only the text tells.
+const REFUSED_OPTIONS: &str = "unsupported startup parameter";
+const POOLER_OPTIONS: &str = "a pooler refuses the settings of our sessions: connect past it, or add `options` to \
+                              its ignore_startup_parameters and set them for the role; `taskbell check` says which";
 /// For one TCP connection; as long again for TLS and authentication.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// With these a vanished server is noticed after some 11 s on an idle connection.

@@ -10,6 +10,7 @@ mod journal;
 mod traces;
 pub mod dsn;
 pub mod database;
+pub mod pooler;
 pub mod run;
 pub mod keys;
 mod published;

@@ -19,6 +19,7 @@ use super::database::{Connector, tls_config};
 use super::gauges::{Desk, Gauges};
 use super::manager::Manager;
 use super::overdue::Overdue;
+use super::pooler::{self, Pooling};
 use super::pulse::Pulse;
 use super::reporter::Reporter;
 use super::{keys, sealer, sources};
@@ -42,7 +43,7 @@ pub async fn run(
     let connector = Connector::new(&config.database)?;
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        checked = check_schema(&connector, config.database.patience()) => checked?,
+        checked = check_database(&connector, config.database.patience()) => checked?,
     }
     let listener = TcpListener::bind(config.admin)
         .await
@@ -173,7 +174,13 @@ pub fn sender(config: &Config) -> anyhow::Result<Sender> {
     Ok(Sender::new(tls, config.guard.clone(), &options)?)
 }
 
-async fn check_schema(connector: &Connector, patience: Duration) -> anyhow::Result<()> {
+/// A database that can be worked with, and a schema that this build knows.
+async fn check_database(connector: &Connector, patience: Duration) -> anyhow::Result<()> {
+    match pooler::look(connector).await? {
+        Pooling::None => {}
+        Pooling::Transactions { keeps_prepared: true } => tracing::warn!("{}", pooler::DEAF),
+        Pooling::Transactions { keeps_prepared: false } => bail!(pooler::FORGETS),
+    }
     let mut client = connector.client().await?;
     let version = timeout(patience, migrations::current(&mut client)).await;
     let version = version.context("the database does not answer")?;

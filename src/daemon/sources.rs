@@ -59,4 +59,4 @@ pub(super) async fn rings_our_bell(pool: &Pool, source: &SealedSource) -> anyhow
     Ok(row.get(1))
 }
 
-const COLUMNS: &str = include_str!("sealed_columns.sql");
+pub(super) const COLUMNS: &str = include_str!("sealed_columns.sql");

@@ -148,6 +148,12 @@ impl SealingKeys {
         self.0.first().map(SealingKey::id)
     }
 
+    /// Whether the key with this id is one of them.
+    #[must_use]
+    pub fn has(&self, id: &str) -> bool {
+        self.0.iter().any(|key| key.id() == id)
+    }
+
     /// Seals under the first key.
     ///
     /// # Errors

@@ -8,6 +8,8 @@
 
 mod support;
 
+mod check;
+mod circumstances;
 mod cli;
 mod config;
 mod database;
@@ -22,8 +24,10 @@ mod guard;
 mod hostile;
 mod layers;
 mod page;
+mod pooler;
 mod prometheus;
 mod properties;
+mod reference;
 mod registration;
 mod registry_conformance;
 mod schema;

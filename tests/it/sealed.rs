@@ -14,10 +14,10 @@ use super::support::daemon::{self, Daemon, ring};
 use super::support::receiver::Receiver;
 use super::support::{TestDatabase, complete, eventually, issue};
 
-const KEY: [u8; 32] = [7; 32];
+pub const KEY: [u8; 32] = [7; 32];
 
 /// A row as the SDK would have written it.
-struct Row {
+pub struct Row {
     task_id: String,
     url: String,
     scope: Option<&'static str>,
@@ -27,7 +27,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(task_id: &str, url: &str) -> Self {
+    pub fn new(task_id: &str, url: &str) -> Self {
         let body = format!(
             "{{\"idempotency_key\": \"{}\", \"notification_id\": \"{task_id}.terminal\", \"operation_id\": \"op_1\", \
              \"task_id\": \"{task_id}\", \"task_type\": \"create_media_buy\", \"protocol\": \"media-buy\", \
@@ -37,7 +37,7 @@ impl Row {
         Self { task_id: task_id.to_owned(), url: url.to_owned(), scope: None, authentication: None, body }
     }
 
-    async fn insert(&self, client: &Client) -> i64 {
+    pub async fn insert(&self, client: &Client) -> i64 {
         let mut aad = vec!["acct", &self.task_id, "create_media_buy", "completed", &self.url, "op_1"];
         let key = key_of(&self.task_id);
         aad.push(&key);

@@ -22,19 +22,28 @@ pub(super) struct Health {
 impl Health {
     /// Exit code 0 when the daemon says yes, 1 when it says no.
     pub(super) async fn run(self, config: &Config) -> anyhow::Result<u8> {
-        let address = reachable(config.admin);
         let path = if self.ready { "/readyz" } else { "/healthz" };
-        let answer = timeout(PATIENCE, ask(address, path))
-            .await
-            .with_context(|| format!("the admin listener on {address} does not answer"))?
-            .with_context(|| format!("no daemon listens on {address} (admin.listen)"))?;
-        let Some((head, body)) = answer.split_once("\r\n\r\n") else {
-            bail!("what listens on {address} (admin.listen) is no daemon of ours");
-        };
-        println!("{}", body.trim_end());
-        // "HTTP/1.0 200 OK"
-        Ok(u8::from(head.split(' ').nth(1) != Some("200")))
+        let (yes, says) = daemon_says(config, path).await?;
+        println!("{says}");
+        Ok(u8::from(!yes))
     }
+}
+
+/// What the daemon on this machine answers, and whether that is a yes.
+///
+/// # Errors
+/// None is there, or it does not answer.
+pub(super) async fn daemon_says(config: &Config, path: &str) -> anyhow::Result<(bool, String)> {
+    let address = reachable(config.admin);
+    let answer = timeout(PATIENCE, ask(address, path))
+        .await
+        .with_context(|| format!("the admin listener on {address} does not answer"))?
+        .with_context(|| format!("no daemon listens on {address} (admin.listen)"))?;
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+        bail!("what listens on {address} (admin.listen) is no daemon of ours");
+    };
+    // "HTTP/1.0 200 OK"
+    Ok((head.split(' ').nth(1) == Some("200"), body.trim_end().to_owned()))
 }
 
 /// One HTTP/1.0 exchange, after which the server closes.

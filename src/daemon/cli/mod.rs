@@ -54,12 +54,7 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
-    /// Checks configuration, database, listener, triggers, keys and clock.
-    Check {
-        /// One JSON document instead of lines.
-        #[arg(long)]
-        json: bool,
-    },
+    Check(check::Check),
     /// Looks at tasks and settles them.
     #[command(subcommand)]
     Tasks(tasks::Tasks),
@@ -89,7 +84,7 @@ enum Command {
     Man(pages::Man),
 }
 
-/// Carries out what was typed. The exit code: 0, or 1 when `check` found a fault.
+/// Carries out what was typed. The exit code: 0, or what `check` and `health` say.
 ///
 /// # Errors
 /// What went wrong, for people.
@@ -117,7 +112,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
                 applied => println!("migrated to version {} ({} applied)", migrations::LATEST, applied.len()),
             }
         }
-        Command::Check { json } => return check::run(&sources, json).await,
+        Command::Check(check) => return check.run(&sources).await,
         Command::Tasks(tasks) => tasks.run(&Config::load(&sources)?).await?,
         Command::Deliveries(deliveries) => deliveries.run(&Config::load(&sources)?).await?,
         Command::Why(why) => why.run(&Config::load(&sources)?).await?,
@@ -181,6 +176,11 @@ fn cell(value: &Value) -> String {
         Value::String(text) => text,
         other => &other.to_string(),
     };
+    escaped(text)
+}
+
+/// A text without control characters.
+fn escaped(text: &str) -> String {
     text.chars().fold(String::new(), |mut safe, c| {
         if c.is_control() {
             safe.extend(c.escape_default())
@@ -229,7 +229,8 @@ mod tests {
             ("run --config /c.toml --database-url host=h", true),
             ("--config /c.toml run", true),
             ("migrate --print", true),
-            ("check --json", true),
+            ("check --json --strict --destinations --long-transactions 90s", true),
+            ("check --long-transactions ages", false),
             ("tasks list --all --account a --limit 5 --json --table my_tasks", true),
             ("tasks list --limit -1", false),
             ("tasks show t1 --json", true),

@@ -105,9 +105,10 @@ impl EmbeddedPostgres {
     fn wait_ready(&mut self, lock_file: &Path, stale: &str) -> Result<(), EmbeddedError> {
         let began = Instant::now();
         loop {
-            // Line 8 of the lock file says how far the start has come.
+            // Line 8 of the lock file says how far the start has come; of a standby, `standby`.
             let text = fs::read_to_string(lock_file).unwrap_or_default();
-            if text != stale && text.lines().nth(7).is_some_and(|line| line.trim() == "ready") {
+            let takes_connections = |line: &str| matches!(line.trim(), "ready" | "standby");
+            if text != stale && text.lines().nth(7).is_some_and(takes_connections) {
                 return Ok(());
             }
             if self.shell.try_wait().map_err(EmbeddedError::io(lock_file))?.is_some() {

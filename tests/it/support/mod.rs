@@ -1,6 +1,7 @@
 //! One private cluster per test process, one database per test, a scripted receiver.
 
 pub mod browser;
+pub mod cluster;
 pub mod daemon;
 pub mod panels;
 pub mod prometheus;
