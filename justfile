@@ -41,6 +41,7 @@ fuzz TARGET="target_and_guard verify registration envelope_json" SECONDS="300":
 # What docs/metrics.md says of the code, after a change to src/metrics.rs.
 reference:
     UPDATE_DOCS=1 cargo test --locked --test it metrics::the_reference
+    cargo test --locked --test it reference::write -- --ignored
 
 # Signatures a second on one core, and the like.
 bench *ARGS:
@@ -53,10 +54,6 @@ dashboard:
 # The page on the admin listener as a browser shows it; docs/page.png is one of them.
 pictures DIRECTORY:
     PAGE_PICTURES={{DIRECTORY}} cargo test --locked --test it page::pictures -- --ignored
-
-# docs/configuration.md, from config/taskbell.toml.
-reference:
-    cargo test --locked --test it reference::write -- --ignored
 
 # Everything breaks, by seed: SEEDS runs with SECONDS of faults each, and one report.
 chaos SEEDS="1..21" SECONDS="30":

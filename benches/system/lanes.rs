@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::bed::{Bed, tidy};
 use super::figures::Quantiles;
-use super::latency::complete_evenly;
+use super::latency::{complete_evenly, scaled};
 use super::table::{Table, thousands};
 
 /// Owed to each of the sick destinations.
@@ -42,7 +42,7 @@ async fn measure(bed: &mut Bed, client: &Client) -> Quantiles {
     bed.receiver.forget();
     let daemon = bed.daemon(&[]).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let committed = complete_evenly(client, "decisioning_tasks", BETWEEN, COMMITS).await;
+    let committed = complete_evenly(client, "decisioning_tasks", BETWEEN, scaled(COMMITS)).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     daemon.stop();
     bed.receiver.latencies(&committed)
@@ -52,7 +52,7 @@ fn row(who: &str, latencies: &Quantiles, ratio: Option<f64>) -> [String; 6] {
     let ms = |seconds: f64| format!("{:.2}", seconds * 1000.0);
     [
         who.to_owned(),
-        format!("{} of {COMMITS}", latencies.len()),
+        format!("{} of {}", latencies.len(), scaled(COMMITS)),
         ms(latencies.median()),
         ms(latencies.at(0.99)),
         ms(latencies.highest()),

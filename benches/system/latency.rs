@@ -32,7 +32,8 @@ pub async fn latency() -> Table {
     );
     let mut bed = Bed::new(DESTINATIONS).await;
     let peer = Peer::find();
-    for pace in PACES {
+    for mut pace in PACES {
+        pace.commits = scaled(pace.commits);
         let theirs = match &peer {
             Some(peer) => {
                 let client = peer.set_up(&bed, pace.commits).await;
@@ -56,6 +57,14 @@ pub async fn latency() -> Table {
         table.row(row("taskbell", &pace, &ours, ratio));
     }
     table
+}
+
+/// Fewer with `BENCH_SHARE=0.1`, to look only.
+pub fn scaled(commits: usize) -> usize {
+    let share: f64 = std::env::var("BENCH_SHARE").map_or(1.0, |share| share.parse().unwrap());
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a count")]
+    let scaled = (commits as f64 * share) as usize;
+    scaled.max(1)
 }
 
 fn row(who: &str, pace: &Pace, latencies: &Quantiles, ratio: Option<f64>) -> [String; 7] {

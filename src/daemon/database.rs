@@ -215,9 +215,10 @@ pub enum DatabaseError {
     Pool,
 }
 
-/// Commits do not wait for the disk. Our statements are prepared and their best plan does not
+/// Commits do not wait for the disk, and counting a backlog for a gauge leaves the other cores to others. Our statements are prepared and their best plan does not
 /// depend on their parameters: planning one anew would cost as much as running it.
-const SETTINGS: &str = "-c synchronous_commit=off -c plan_cache_mode=force_generic_plan -c jit=off";
+const SETTINGS: &str = "-c synchronous_commit=off -c plan_cache_mode=force_generic_plan -c jit=off \
+                        -c max_parallel_workers_per_gather=0";
 /// So that the server, too, notices within half a minute that we vanished: what a vanished
 /// session holds (row locks, the doorbell's lock) would otherwise be held for hours.
 const LET_GO: &str = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 \

@@ -22,7 +22,7 @@ use super::overdue::Overdue;
 use super::pooler::{self, Pooling};
 use super::pulse::Pulse;
 use super::reporter::Reporter;
-use super::{keys, sealer, sources};
+use super::{keys, sealer, sources, telemetry};
 use crate::listener::{Doorbell, Listener};
 use crate::metrics as names;
 use crate::migrations;
@@ -40,6 +40,7 @@ pub async fn run(
     stop: CancellationToken,
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> anyhow::Result<()> {
+    let randomness = tokio::task::spawn_blocking(telemetry::gather_entropy);
     let connector = Connector::new(&config.database)?;
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
@@ -136,6 +137,7 @@ pub async fn run(
         signer: signer.clone(),
     };
     let served = tasks.spawn(admin::serve(listener, admin, page, services.clone()));
+    randomness.await.context("gathering entropy panicked")?;
     let mut working = tasks.spawn(worker.run(stop.clone()));
     ready(address);
     tracing::info!(admin = %address, "taskbell runs");

@@ -18,6 +18,14 @@ pub fn install_crypto() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
+/// Has the cryptography library seed its random numbers, which it does at their first use: the first
+/// webhook would wait for it, some 30 ms. Blocks.
+pub fn gather_entropy() {
+    let mut byte = [0];
+    // Err would come back where the number is needed.
+    let _ = aws_lc_rs::rand::fill(&mut byte);
+}
+
 /// Reads a filter such as `info` or `taskbell=debug,warn`.
 ///
 /// # Errors

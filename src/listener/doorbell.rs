@@ -28,8 +28,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
 use tokio_util::sync::CancellationToken;
 
 use super::session::{Connect, ConnectError, Session, describe};
@@ -62,7 +63,7 @@ impl Gate<'_> {
     /// # Errors
     /// [`DoorbellError::Database`] when the connection is lost.
     pub async fn close(&self) -> Result<bool, DoorbellError> {
-        match self.0.query_one(LOCK, &[&DOORBELL_KEY]).await {
+        match self.ask(LOCK, &[(&DOORBELL_KEY, Type::INT8)]).await {
             Ok(_) => Ok(true),
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
             Err(error) => Err(error.into()),
@@ -76,8 +77,8 @@ impl Gate<'_> {
     /// [`DoorbellError::Database`] when the connection is lost.
     pub async fn open(&self) -> Result<Horizon, DoorbellError> {
         // Two statements, in this order: the horizon must be read after the lock is free.
-        self.0.query_one(UNLOCK, &[]).await?;
-        Ok(Horizon(self.0.query_one(HORIZON, &[]).await?.get(0)))
+        self.ask(UNLOCK, &[]).await?;
+        Ok(Horizon(self.ask(HORIZON, &[]).await?.get(0)))
     }
 
     /// Whether every transaction before the horizon has ended. Look at the table after that.
@@ -85,7 +86,7 @@ impl Gate<'_> {
     /// # Errors
     /// [`DoorbellError::Database`] when the connection is lost.
     pub async fn passed(&self, horizon: Horizon) -> Result<bool, DoorbellError> {
-        Ok(self.0.query_one(PASSED, &[&horizon.0]).await?.get(0))
+        Ok(self.ask(PASSED, &[(&horizon.0, Type::INT8)]).await?.get(0))
     }
 
     /// Whether another daemon is awake: what it silences we hear only from it, and not at all
@@ -94,7 +95,17 @@ impl Gate<'_> {
     /// # Errors
     /// [`DoorbellError::Database`] when the connection is lost.
     pub async fn held_by_another(&self) -> Result<bool, DoorbellError> {
-        Ok(self.0.query_one(HELD, &[&DOORBELL_KEY]).await?.get(0))
+        Ok(self.ask(HELD, &[(&DOORBELL_KEY, Type::INT8)]).await?.get(0))
+    }
+
+    /// One row, in one round trip: these statements are too small to be worth preparing.
+    async fn ask(
+        &self,
+        statement: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Row, tokio_postgres::Error> {
+        let mut rows = self.0.query_typed(statement, parameters).await?;
+        Ok(rows.pop().unwrap_or_else(|| unreachable!("each of them is a SELECT without FROM")))
     }
 }
 

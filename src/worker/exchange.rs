@@ -9,6 +9,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use super::attempt::{Settled, World, Writing};
+use super::sleep::{CALM, Phase};
 use super::{OUTAGE_PAUSE, Worker, chain};
 use crate::metrics as names;
 use crate::outbox::{Claimed, Outbox, OutboxError, Room, SettledRows, Settlement};
@@ -23,6 +24,8 @@ pub(super) struct Exchange {
     pub(super) settle_after: Instant,
     /// Rows that the claim under way may bring, or the last one might have brought.
     room: usize,
+    /// Rows that the last claim brought.
+    brought: usize,
     /// The last claim brought all that it had room for: more is waiting.
     more: bool,
     /// Slots have come free since the claim under way was begun.
@@ -45,6 +48,7 @@ impl Default for Exchange {
             being_written: Vec::new(),
             settle_after: Instant::now(),
             room: 0,
+            brought: 0,
             more: false,
             again: false,
             claims_work: false,
@@ -86,13 +90,28 @@ impl<O: Outbox, W: World> Worker<O, W> {
         self.exchange.claiming = Some(Underway { since: Instant::now(), task });
     }
 
-    /// Attempts have ended: their slots, and their lanes, may take more.
-    pub(super) fn slots_are_free(&mut self) {
-        self.exchange.again = self.exchange.claiming.is_some();
-        let now = Instant::now();
+    /// Looks as soon as possible, and once more if a claim is under way: it may have begun too early.
+    pub(super) fn look_now(&mut self) {
+        self.exchange.again |= self.exchange.claiming.is_some();
+        self.next_look = Instant::now();
+    }
+
+    /// Attempts have ended: their slots may take more. `wanted`: rows may have been passed over for
+    /// want of such a slot.
+    pub(super) fn slots_are_free(&mut self, wanted: bool) {
+        self.exchange.again |= wanted && self.exchange.claiming.is_some();
         // While a backlog waits, one claim for many slots costs the database less than many claims.
-        let wait = self.exchange.more && self.free_slots() < self.enough();
-        self.next_look = self.next_look.min(if wait { now + GATHER } else { now });
+        let pause = match self.phase {
+            _ if self.exchange.more && self.free_slots() < self.enough() => GATHER,
+            Phase::Asleep { .. } if !wanted => CALM,
+            _ => Duration::ZERO,
+        };
+        self.next_look = self.next_look.min(Instant::now() + pause);
+    }
+
+    /// Whether the last claim brought so much that our looking is cheaper than everybody's ringing.
+    pub(super) fn is_busy(&self) -> bool {
+        self.exchange.more || self.exchange.brought >= BUSY
     }
 
     /// Free slots that are worth a claim.
@@ -130,6 +149,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Ok(mut claimed) => {
                 let fault = claimed.fault.take();
                 let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
+                self.exchange.brought = claimed.claims.len() + claimed.transitions.len();
                 self.exchange.more = self.exchange.room > 0 && claimed.claims.len() >= self.exchange.room;
                 self.start(claimed);
                 (found, fault)
@@ -145,7 +165,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         self.next_look = self.after(found).await;
         if std::mem::take(&mut self.exchange.again) {
-            self.slots_are_free();
+            self.next_look = Instant::now();
         }
         if self.exchange.more {
             self.call_for_help();
@@ -230,6 +250,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
 /// Rows in one claim: enough to share what each costs whatever it brings.
 const BATCH: usize = 128;
+/// Rows in one claim that make a busy time.
+const BUSY: usize = 16;
 /// How long free slots wait for company while a backlog waits.
 const GATHER: Duration = Duration::from_millis(2);
 /// Between two calls for help.

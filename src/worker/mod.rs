@@ -75,6 +75,9 @@ pub struct Worker<O, W> {
     exchange: Exchange,
     next_look: Instant,
     last_ring: Option<Instant>,
+    /// When the bell rang last, and whether what it rang for is still being looked for.
+    last_rung: Instant,
+    rung: bool,
     outbox_up: watch::Sender<bool>,
     due_back: watch::Sender<Instant>,
     phase: Phase,
@@ -110,6 +113,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
             exchange: Exchange::default(),
             next_look: Instant::now(),
             last_ring: None,
+            last_rung: Instant::now(),
+            rung: false,
             outbox_up: watch::Sender::new(false),
             due_back: watch::Sender::new(Instant::now()),
             phase: Phase::Asleep { watchful: true },
@@ -135,7 +140,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Runs until `stop` is cancelled, then drains: claims nothing new, waits for what is in
     /// flight as long as the grace allows, and gives the rest back without burning an attempt.
     pub async fn run(mut self, stop: CancellationToken) {
-        self.wake_up("connected");
+        self.connected();
         loop {
             self.begin_settle();
             if Instant::now() >= self.next_look {
@@ -144,14 +149,15 @@ impl<O: Outbox, W: World> Worker<O, W> {
             self.due_back.send_replace(self.exchange.since().min().unwrap_or(self.next_look));
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(wake) = self.wakes.recv() => self.wake_up(match wake {
-                    Wake::Bell => "bell",
-                    Wake::Connected => "connected",
-                }),
+                Some(wake) = self.wakes.recv() => match wake {
+                    Wake::Bell => self.rung(),
+                    Wake::Connected => self.connected(),
+                },
                 Some(ended) = self.attempts.join_next_with_id() => {
+                    let wanted = self.is_full();
                     self.collect(ended);
                     self.collect_ended();
-                    self.slots_are_free();
+                    self.slots_are_free(wanted);
                 }
                 answer = answered(&mut self.exchange.claiming) => self.claimed(answer).await,
                 answer = answered(&mut self.exchange.settling) => self.written(answer),
@@ -167,6 +173,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
         while let Some(ended) = self.attempts.try_join_next_with_id() {
             self.collect(ended);
         }
+    }
+
+    /// Whether some lane, or all of them together, can take no more.
+    fn is_full(&self) -> bool {
+        self.attempts.len() >= self.settings.concurrency
+            || self.in_flight.values().any(|n| *n >= self.settings.per_lane)
     }
 
     /// Attempts in flight that are not the first of their row.

@@ -32,10 +32,16 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Decides when to look next.
     pub(super) async fn after(&mut self, found: bool) -> Instant {
         let now = Instant::now();
+        let rung = self.rung;
+        self.rung = found && rung;
         if found {
             self.last_busy = now;
-            if matches!(self.phase, Phase::Asleep { .. }) {
+            if matches!(self.phase, Phase::Asleep { .. }) && !rung {
                 counter!(names::WAKEUPS, "cause" => self.alarm).increment(1);
+            }
+            if matches!(self.phase, Phase::Asleep { .. }) && !self.is_busy() {
+                // The bell is not silent: whatever is committed from now on rings.
+                return now + CALM;
             }
             self.stay_awake();
             // Rows may already wait behind the ones just taken.
@@ -97,11 +103,26 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
     }
 
-    pub(super) fn wake_up(&mut self, cause: &'static str) {
-        counter!(names::WAKEUPS, "cause" => cause).increment(1);
+    /// The bell rang. It goes on ringing unless it rings too often.
+    pub(super) fn rung(&mut self) {
+        let now = Instant::now();
+        let often = now - self.last_rung < OFTEN;
+        self.last_rung = now;
+        counter!(names::WAKEUPS, "cause" => "bell").increment(1);
+        if often || !matches!(self.phase, Phase::Asleep { .. }) {
+            self.last_busy = now;
+            self.stay_awake();
+        }
+        self.rung = true;
+        self.look_now();
+    }
+
+    /// The listener has just subscribed: what came before may have rung nobody.
+    pub(super) fn connected(&mut self) {
+        counter!(names::WAKEUPS, "cause" => "connected").increment(1);
         self.last_busy = Instant::now();
-        self.next_look = self.last_busy;
         self.stay_awake();
+        self.look_now();
     }
 
     /// Asks for silence, unless that was done already.
@@ -113,6 +134,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 }
 
+/// While the bell rings: for a look that is only to make sure.
+pub(super) const CALM: Duration = Duration::from_millis(50);
+/// Bells that follow each other more closely than this cost sellers more than our looking does: their
+/// commits queue for one lock, some 2 ms each with its fsync.
+const OFTEN: Duration = Duration::from_millis(4);
 /// While the bell is silent we are the only ones who look.
 const LINGER_POLL: Duration = Duration::from_millis(2);
 const MIN_SETTLING_PAUSE: Duration = Duration::from_millis(2);
