@@ -110,8 +110,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 
     /// Whether the last claim brought so much that our looking is cheaper than everybody's ringing.
-    pub(super) fn is_busy(&self) -> bool {
-        self.exchange.more || self.exchange.brought >= BUSY
+    pub(super) fn brought_much(&self) -> bool {
+        self.exchange.more || self.exchange.brought >= MUCH
+    }
+
+    /// Rows that the last claim brought.
+    pub(super) fn brought(&self) -> usize {
+        self.exchange.brought
     }
 
     /// Free slots that are worth a claim.
@@ -149,7 +154,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Ok(mut claimed) => {
                 let fault = claimed.fault.take();
                 let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
-                self.exchange.brought = claimed.claims.len() + claimed.transitions.len();
+                self.exchange.brought = claimed.claims.len().max(claimed.transitions.len());
                 self.exchange.more = self.exchange.room > 0 && claimed.claims.len() >= self.exchange.room;
                 self.start(claimed);
                 (found, fault)
@@ -251,7 +256,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
 /// Rows in one claim: enough to share what each costs whatever it brings.
 const BATCH: usize = 128;
 /// Rows in one claim that make a busy time.
-const BUSY: usize = 16;
+const MUCH: usize = 16;
 /// How long free slots wait for company while a backlog waits.
 const GATHER: Duration = Duration::from_millis(2);
 /// Between two calls for help.

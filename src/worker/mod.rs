@@ -32,7 +32,7 @@ use crate::webhook::{FailureReason, Sender, Signer};
 use attempt::{Means, Settled, Ticket, attempt, unsent};
 use egress::Egress;
 use exchange::{Exchange, answered};
-use sleep::Phase;
+use sleep::{Pace, Phase};
 
 pub use attempt::World;
 pub use judge::{Facts, RetryPolicy};
@@ -75,13 +75,13 @@ pub struct Worker<O, W> {
     exchange: Exchange,
     next_look: Instant,
     last_ring: Option<Instant>,
-    /// When the bell rang last, and whether what it rang for is still being looked for.
-    last_rung: Instant,
+    /// Whether what the bell rang for is still being looked for.
     rung: bool,
     outbox_up: watch::Sender<bool>,
     due_back: watch::Sender<Instant>,
     phase: Phase,
     last_busy: Instant,
+    pace: Pace,
     /// What the timer of an asleep worker stands for.
     alarm: &'static str,
 }
@@ -113,12 +113,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
             exchange: Exchange::default(),
             next_look: Instant::now(),
             last_ring: None,
-            last_rung: Instant::now(),
             rung: false,
             outbox_up: watch::Sender::new(false),
             due_back: watch::Sender::new(Instant::now()),
             phase: Phase::Asleep { watchful: true },
             last_busy: Instant::now(),
+            pace: Pace::default(),
             alarm: "safety_poll",
         }
     }

@@ -1,5 +1,6 @@
 //! When to look next: awake, settling, asleep. The states are told in [`crate::listener::Doorbell`].
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use metrics::counter;
@@ -28,6 +29,22 @@ pub(super) enum Phase {
     Asleep { watchful: bool },
 }
 
+/// When the latest rows came, or the bells that told of them.
+#[derive(Debug, Default)]
+pub(super) struct Pace(VecDeque<Instant>);
+
+impl Pace {
+    /// Notes so many more. Whether sellers are better off in silence.
+    fn is_quick(&mut self, now: Instant, more: usize) -> bool {
+        let (many, within) = QUICK;
+        for _ in 0..more.min(many) {
+            self.0.push_back(now);
+        }
+        self.0.drain(..self.0.len().saturating_sub(many));
+        self.0.len() == many && now - self.0[0] < within
+    }
+}
+
 impl<O: Outbox, W: World> Worker<O, W> {
     /// Decides when to look next.
     pub(super) async fn after(&mut self, found: bool) -> Instant {
@@ -35,20 +52,20 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let rung = self.rung;
         self.rung = found && rung;
         if found {
-            self.last_busy = now;
-            if matches!(self.phase, Phase::Asleep { .. }) && !rung {
+            let asleep = matches!(self.phase, Phase::Asleep { .. });
+            if asleep && !rung {
                 counter!(names::WAKEUPS, "cause" => self.alarm).increment(1);
             }
-            if matches!(self.phase, Phase::Asleep { .. }) && !self.is_busy() {
-                // The bell is not silent: whatever is committed from now on rings.
-                return now + CALM;
+            if self.brought_much() || (!asleep && self.pace.is_quick(now, self.brought())) {
+                self.last_busy = now;
+                self.stay_awake();
             }
-            self.stay_awake();
-            // Rows may already wait behind the ones just taken.
-            return if self.attempts.len() < self.settings.concurrency {
-                now
-            } else {
-                now + self.settings.safety_poll
+            return match self.phase {
+                // The bell is not silent: whatever is committed from now on rings.
+                Phase::Asleep { .. } => now + CALM,
+                // Rows may already wait behind the ones just taken.
+                _ if self.attempts.len() < self.settings.concurrency => now,
+                _ => now + self.settings.safety_poll,
             };
         }
         match self.phase {
@@ -106,10 +123,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// The bell rang. It goes on ringing unless it rings too often.
     pub(super) fn rung(&mut self) {
         let now = Instant::now();
-        let often = now - self.last_rung < OFTEN;
-        self.last_rung = now;
         counter!(names::WAKEUPS, "cause" => "bell").increment(1);
-        if often || !matches!(self.phase, Phase::Asleep { .. }) {
+        if self.pace.is_quick(now, 1) {
             self.last_busy = now;
             self.stay_awake();
         }
@@ -136,9 +151,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
 /// While the bell rings: for a look that is only to make sure.
 pub(super) const CALM: Duration = Duration::from_millis(50);
-/// Bells that follow each other more closely than this cost sellers more than our looking does: their
-/// commits queue for one lock, some 2 ms each with its fsync.
-const OFTEN: Duration = Duration::from_millis(4);
+/// So many in so short a time make a quick pace, some 250 a second: at that rate ringing costs sellers
+/// more than our looking does, because each commit that rings keeps the others waiting through its fsync.
+const QUICK: (usize, Duration) = (8, Duration::from_millis(30));
 /// While the bell is silent we are the only ones who look.
 const LINGER_POLL: Duration = Duration::from_millis(2);
 const MIN_SETTLING_PAUSE: Duration = Duration::from_millis(2);
