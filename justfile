@@ -43,9 +43,20 @@ reference:
     UPDATE_DOCS=1 cargo test --locked --test it metrics::the_reference
     cargo test --locked --test it reference::write -- --ignored
 
-# Signatures a second on one core, and the like.
+# Figures and their yardsticks: `just bench --bench system -- drain`, `just bench --bench signing`.
+# All of `system` takes an hour; with graphile-worker beside it after `just bench-peers`.
 bench *ARGS:
-    cargo bench --locked {{ARGS}}
+    BENCH_PEERS=$PWD/target/peers cargo bench --locked {{ARGS}}
+
+# The peer that `just bench` measures beside us. Needs Node.js.
+bench-peers:
+    mkdir -p target/peers
+    cp benches/system/peer/* target/peers/
+    npm install --prefix target/peers --no-audit --no-fund
+
+# The charts of docs/performance.md, from its tables.
+charts:
+    cargo bench --locked --bench system -- charts docs
 
 # Draws docs/dashboard.svg from three minutes of load. Needs prometheus.
 dashboard:

@@ -20,7 +20,7 @@ const PACES: [Pace; 3] = [
     Pace { name: "20/s, 60 s", between: Duration::from_millis(50), commits: 1200 },
     Pace { name: "200/s, 60 s", between: Duration::from_millis(5), commits: 12_000 },
     // Asleep, its connections to the buyers closed long ago: as after a night.
-    Pace { name: "one in 20 s", between: Duration::from_secs(20), commits: 12 },
+    Pace { name: "one in 20 s", between: Duration::from_secs(20), commits: 5 },
 ];
 const DESTINATIONS: usize = 50;
 const RESULT_BYTES: usize = 1000;

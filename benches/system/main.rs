@@ -4,6 +4,7 @@
 //! ```text
 //! cargo bench --bench system                      everything
 //! cargo bench --bench system -- drain latency     some of it
+//! cargo bench --bench system -- charts docs       the charts of docs/performance.md, from its tables
 //! ```
 
 #![allow(
@@ -22,10 +23,12 @@ mod latency;
 mod seller;
 mod conditions;
 mod lanes;
+mod rolling;
 mod footprint;
 mod peer;
 mod figures;
 mod table;
+mod chart;
 #[path = "../../tests/it/support/scratch.rs"]
 mod scratch;
 #[path = "../../tests/it/support/tls.rs"]
@@ -36,6 +39,9 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if arguments.first().is_some_and(|first| first == "receiver") {
         return receiver::serve(&arguments[1..]);
+    }
+    if arguments.first().is_some_and(|first| first == "charts") {
+        return chart::draw(arguments[1].as_ref());
     }
     taskbell::daemon::telemetry::install_crypto();
     let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|argument| argument == name);
@@ -51,10 +57,10 @@ fn main() {
             tables.push(latency::latency().await);
         }
         if wanted("seller") {
-            tables.push(seller::seller(3).await);
+            tables.push(seller::seller(2).await);
         }
         if wanted("history") {
-            tables.push(conditions::history(3).await);
+            tables.push(conditions::history(2).await);
         }
         if wanted("snapshot") {
             tables.push(conditions::snapshot(minutes()).await);
@@ -63,7 +69,10 @@ fn main() {
             tables.push(conditions::backlog().await);
         }
         if wanted("lanes") {
-            tables.extend(lanes::lanes(2).await);
+            tables.extend(lanes::lanes(1).await);
+        }
+        if wanted("rolling") {
+            tables.push(rolling::rolling().await);
         }
         if wanted("memory") {
             tables.push(footprint::memory().await);

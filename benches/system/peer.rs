@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::bed::{Bed, connect, result};
+use super::bed::{Bed, connect, result, tidy};
 
 /// Where its packages are.
 pub struct Peer {
@@ -64,7 +64,7 @@ impl Peer {
             let tasks: Vec<String> = (first..first + 1000).map(|n| format!("task_{n}")).collect();
             client.execute(end, &[&result(result_bytes), &tasks]).await.unwrap();
         }
-        client.batch_execute("VACUUM ANALYZE").await.unwrap();
+        tidy(&client).await;
         bed.receiver.forget();
         let worker = self.start(bed, true);
         bed.receiver.wait_for(1, Duration::from_secs(60)).await;

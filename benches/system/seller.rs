@@ -124,4 +124,4 @@ const OTHER_TABLES: &str = include_str!("seller.sql");
 const AGAIN: &str = "TRUNCATE bare_tasks, noisy_tasks, noisy_outbox; ALTER SEQUENCE next_task RESTART";
 const UPDATE: &str = "UPDATE decisioning_tasks SET state = 'completed', updated_at = extract(epoch FROM clock_timestamp()), \
                       result = '{\"media_buy_id\": \"mb_12345\", \"packages\": [{\"package_id\": \"pkg_1\"}, {\"package_id\": \"pkg_2\"}]}' \
-                      WHERE task_id = 'task_' || nextval('next_task') AND state NOT IN ('completed', 'failed')";
+                      WHERE task_id = (SELECT 'task_' || nextval('next_task')) AND state NOT IN ('completed', 'failed')";

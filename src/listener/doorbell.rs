@@ -98,6 +98,15 @@ impl Gate<'_> {
         Ok(self.ask(HELD, &[(&DOORBELL_KEY, Type::INT8)]).await?.get(0))
     }
 
+    /// Whether sellers who ring keep each other waiting: how many commits stand in line for the lock
+    /// under which notifications are queued.
+    ///
+    /// # Errors
+    /// [`DoorbellError::Database`] when the connection is lost.
+    pub async fn in_line(&self) -> Result<i64, DoorbellError> {
+        Ok(self.ask(IN_LINE, &[]).await?.get(0))
+    }
+
     /// One row, in one round trip: these statements are too small to be worth preparing.
     async fn ask(
         &self,
@@ -121,6 +130,7 @@ enum Request {
     Open(oneshot::Sender<Horizon>),
     Passed(Horizon, oneshot::Sender<bool>),
     HeldByAnother(oneshot::Sender<bool>),
+    InLine(oneshot::Sender<i64>),
 }
 
 impl Doorbell {
@@ -167,6 +177,20 @@ impl Doorbell {
     /// [`DoorbellError::Unavailable`] while there is no connection.
     pub async fn held_by_another(&self) -> Result<bool, DoorbellError> {
         self.ask(Request::HeldByAnother).await
+    }
+
+    /// How many commits of sellers wait for one that rings.
+    ///
+    /// # Errors
+    /// [`DoorbellError::Unavailable`] while there is no connection.
+    pub async fn in_line(&self) -> Result<i64, DoorbellError> {
+        self.ask(Request::InLine).await
+    }
+
+    /// Lets the bell ring again, without waiting for it: for one who will not look any more.
+    pub fn leave(&self) {
+        let (nobody, _) = oneshot::channel();
+        let _ = self.requests.send(Request::Open(nobody));
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, DoorbellError> {
@@ -250,6 +274,9 @@ impl Porter {
                 Request::HeldByAnother(answer) => promptly(gate.held_by_another()).await.map(|held| {
                     let _ = answer.send(held);
                 }),
+                Request::InLine(answer) => promptly(gate.in_line()).await.map(|waiting| {
+                    let _ = answer.send(waiting);
+                }),
             };
             if let Err(error) = answered {
                 return error;
@@ -304,6 +331,9 @@ const UNLOCK: &str = "SELECT pg_advisory_unlock_all()::text";
 const HORIZON: &str = "SELECT pg_current_xact_id()::text::bigint";
 const PASSED: &str = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= $1";
 const HELD: &str = "SELECT NOT pg_try_advisory_xact_lock_shared($1)";
+/// `PreCommit_Notify` locks object 0 of pg_database, of no database.
+const IN_LINE: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND database = 0 \
+                       AND classid = 'pg_database'::regclass AND objid = 0 AND NOT granted";
 /// How long one request for the lock may wait, holding its snapshot.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Well above the patience of a request for the lock that stands before ours.

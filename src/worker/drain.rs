@@ -2,17 +2,22 @@
 
 use std::time::Duration;
 
+use metrics::histogram;
 use tokio::time::{Instant, sleep_until};
 
 use super::attempt::{Settled, World, Writing};
 use super::exchange::answered;
 use super::{Worker, chain};
+use crate::metrics as names;
 use crate::outbox::{Claimed, Outbox, OutboxError, Verdict};
 
 impl<O: Outbox, W: World> Worker<O, W> {
     /// Settles what ends within the grace, and gives the rest back. What cannot be written until
     /// then is repeated when its lease runs out.
     pub(super) async fn drain(mut self) {
+        // Nobody is silent for our sake any more, and whoever sleeps takes over.
+        self.doorbell.leave();
+        self.call_for_help();
         let began = Instant::now();
         let deadline = began + self.settings.grace;
         let last_try = deadline + LAST_TRY;
@@ -65,6 +70,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
             }
         };
         self.observe(claimed.transitions);
+        for claim in claimed.claims.iter().filter(|claim| claim.is_new) {
+            // Its next claim is not the first any more.
+            histogram!(names::DELIVERY_LAG).record(claim.owed_for);
+        }
         self.finished.extend(
             claimed.claims.into_iter().map(|claim| {
                 Settled::without_attempt(&claim, Verdict::Unclaim { after: Duration::ZERO }, None)

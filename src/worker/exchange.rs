@@ -181,7 +181,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 
     /// More is waiting than one claim takes: the other daemons may help.
-    fn call_for_help(&mut self) {
+    pub(super) fn call_for_help(&mut self) {
         if self.last_ring.is_none_or(|rung| rung.elapsed() >= RING_PAUSE) {
             self.last_ring = Some(Instant::now());
             let outbox = self.outbox.clone();
@@ -191,15 +191,25 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 
     /// Writes what has ended, unless something is being written. What could not be written is tried
-    /// again, until its lease runs out: after that it is somebody else's.
+    /// again, until its lease runs out: after that it is somebody else's. What the database
+    /// refused is tried again by itself, because it may be the one row that it refuses.
     pub(super) fn begin_settle(&mut self) {
-        if self.exchange.settling.is_some()
-            || self.finished.is_empty()
-            || Instant::now() < self.exchange.settle_after
-        {
+        if self.exchange.settling.is_some() || self.finished.is_empty() {
             return;
         }
-        self.exchange.being_written = std::mem::take(&mut self.finished);
+        let (refused, mut batch): (Vec<Settled>, Vec<Settled>) = std::mem::take(&mut self.finished)
+            .into_iter()
+            .partition(|ended| ended.writing == Writing::Refused);
+        self.finished = refused;
+        let new = batch.iter().any(|ended| ended.writing == Writing::Due);
+        if !new && Instant::now() < self.exchange.settle_after {
+            self.finished.append(&mut batch);
+            return;
+        }
+        if batch.is_empty() {
+            batch.push(self.finished.remove(0));
+        }
+        self.exchange.being_written = batch;
         let settlements: Vec<Settlement> =
             self.exchange.being_written.iter().map(|ended| ended.settlement.clone()).collect();
         let outbox = self.outbox.clone();
@@ -222,6 +232,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
             tracing::error!(error = %chain(&error), rows = self.finished.len(), "the outbox could not be written");
             self.exchange.settle_after = Instant::now() + OUTAGE_PAUSE;
         }
+        // What was given back may be due sooner than we meant to look; a success may have opened a lane.
+        self.next_look = self.next_look.min(Instant::now() + CALM);
     }
 
     /// Counts what was written; forgets what is settled or lost.

@@ -82,8 +82,10 @@ pub struct Worker<O, W> {
     phase: Phase,
     last_busy: Instant,
     pace: Pace,
-    /// What the timer of an asleep worker stands for.
-    alarm: &'static str,
+    /// What the timer of an asleep worker stands for, and when it is due.
+    alarm: (&'static str, Instant),
+    /// When we last looked whether sellers wait for each other.
+    line_seen: Instant,
 }
 
 impl<O: Outbox, W: World> Worker<O, W> {
@@ -119,7 +121,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
             phase: Phase::Asleep { watchful: true },
             last_busy: Instant::now(),
             pace: Pace::default(),
-            alarm: "safety_poll",
+            alarm: ("safety_poll", Instant::now()),
+            line_seen: Instant::now(),
         }
     }
 
@@ -159,7 +162,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     self.collect_ended();
                     self.slots_are_free(wanted);
                 }
-                answer = answered(&mut self.exchange.claiming) => self.claimed(answer).await,
+                answer = answered(&mut self.exchange.claiming) => tokio::select! {
+                    () = self.claimed(answer) => {}
+                    // What was claimed has been started; only the next look was still to be decided.
+                    () = stop.cancelled() => break,
+                },
                 answer = answered(&mut self.exchange.settling) => self.written(answer),
                 () = sleep_until(self.next_look), if self.exchange.claiming.is_none() => {}
                 () = sleep_until(self.exchange.settle_after),

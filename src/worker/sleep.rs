@@ -43,6 +43,11 @@ impl Pace {
         self.0.drain(..self.0.len().saturating_sub(many));
         self.0.len() == many && now - self.0[0] < within
     }
+
+    /// Whether they come often enough for commits to get in each other's way.
+    fn is_brisk(&self, now: Instant) -> bool {
+        self.0.len() == QUICK.0 && now - self.0[0] < BRISK
+    }
 }
 
 impl<O: Outbox, W: World> Worker<O, W> {
@@ -53,10 +58,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
         self.rung = found && rung;
         if found {
             let asleep = matches!(self.phase, Phase::Asleep { .. });
-            if asleep && !rung {
-                counter!(names::WAKEUPS, "cause" => self.alarm).increment(1);
+            if asleep && !rung && now >= self.alarm.1 {
+                counter!(names::WAKEUPS, "cause" => self.alarm.0).increment(1);
             }
-            if self.brought_much() || (!asleep && self.pace.is_quick(now, self.brought())) {
+            if self.brought_much()
+                || (!asleep && self.pace.is_quick(now, self.brought()))
+                || (asleep && self.sellers_wait(now).await)
+            {
                 self.last_busy = now;
                 self.stay_awake();
             }
@@ -88,8 +96,20 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 self.phase = Phase::Settling { horizon, pause: pause_next, passed };
                 if passed { now } else { now + pause }
             }
+            // Whoever else heard that bell has asked for silence by the next look, if at all.
+            Phase::Asleep { .. } if rung => now + CALM,
             Phase::Asleep { .. } => self.rest(now).await,
         }
+    }
+
+    /// Whether commits that ring stand in line, on a disk or with a standby so slow that none of
+    /// them can be quick.
+    async fn sellers_wait(&mut self, now: Instant) -> bool {
+        if !self.pace.is_brisk(now) || now - self.line_seen < LINE_PAUSE {
+            return false;
+        }
+        self.line_seen = now;
+        self.doorbell.in_line().await.is_ok_and(|waiting| waiting >= 2)
     }
 
     /// How long to sleep: until the next row is due, or the safety poll.
@@ -98,10 +118,14 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let watchful = self.doorbell.held_by_another().await.unwrap_or(true);
         if was_watchful && !watchful {
             // Whoever kept the bell silent is gone, perhaps killed: what it silenced must end first.
-            if let Ok(horizon) = self.doorbell.open().await {
-                self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
-                return now;
-            }
+            return match self.doorbell.open().await {
+                Ok(horizon) => {
+                    self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
+                    now
+                }
+                // Asked again: we are still watchful.
+                Err(_) => now + OUTAGE_PAUSE,
+            };
         }
         self.phase = Phase::Asleep { watchful };
         let poll =
@@ -109,12 +133,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
         match self.outbox.next_due().await {
             // A row that is due but was not claimed is held by somebody, or its lane is full.
             Ok(Some(due)) if due < poll => {
-                self.alarm = "due";
-                now + due.max(MIN_DUE_PAUSE)
+                self.alarm = ("due", now + due.max(MIN_DUE_PAUSE));
+                self.alarm.1
             }
             Ok(_) => {
-                self.alarm = "safety_poll";
-                now + poll
+                self.alarm = ("safety_poll", now + poll);
+                self.alarm.1
             }
             Err(_) => now + OUTAGE_PAUSE,
         }
@@ -154,6 +178,10 @@ pub(super) const CALM: Duration = Duration::from_millis(50);
 /// So many in so short a time make a quick pace, some 250 a second: at that rate ringing costs sellers
 /// more than our looking does, because each commit that rings keeps the others waiting through its fsync.
 const QUICK: (usize, Duration) = (8, Duration::from_millis(30));
+/// So many within this time may be all that a slow disk allows.
+const BRISK: Duration = Duration::from_millis(500);
+/// Between two looks at the line.
+const LINE_PAUSE: Duration = Duration::from_millis(100);
 /// While the bell is silent we are the only ones who look.
 const LINGER_POLL: Duration = Duration::from_millis(2);
 const MIN_SETTLING_PAUSE: Duration = Duration::from_millis(2);

@@ -128,6 +128,33 @@ async fn what_cannot_be_settled_keeps_its_slot_and_is_settled_once_it_can_be() {
 }
 
 #[tokio::test]
+async fn one_settlement_that_the_database_refuses_keeps_no_other_from_being_written() {
+    let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
+    let client = database.client().await;
+    for n in 0..20 {
+        issue(&client, &format!("task_{n}"), Some(&receiver.url("/ok"))).await;
+        complete(&client, &format!("task_{n}")).await;
+    }
+    let refuse = "CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF new.task_id = 'task_7' THEN RAISE EXCEPTION 'not this one'; END IF; RETURN new; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON taskbell.attempt FOR EACH ROW EXECUTE FUNCTION public.refuse()";
+    client.batch_execute(refuse).await.unwrap();
+    let daemon = Daemon::start(&database, &receiver, |tuning| tuning.worker.per_lane = 20).await;
+    for n in (0..20).filter(|n| *n != 7) {
+        delivery_in(&client, &format!("task_{n}"), "delivered").await;
+    }
+    assert_eq!(delivery(&client, "task_7").await["state"], "in_flight");
+    // New ones are written at once beside it.
+    issue(&client, "task_new", Some(&receiver.url("/ok"))).await;
+    complete(&client, "task_new").await;
+    delivery_in(&client, "task_new", "delivered").await;
+    client.batch_execute("DROP TRIGGER refuse ON taskbell.attempt").await.unwrap();
+    delivery_in(&client, "task_7", "delivered").await;
+    assert_eq!(receiver.posts().len(), 21);
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn nothing_is_sent_that_would_outlive_its_lease() {
     let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
     let client = database.client().await;

@@ -37,6 +37,7 @@ mod leases;
 mod manager;
 mod metrics;
 mod pulse;
+mod rolling;
 mod sealed;
 mod sealing;
 mod sellers;

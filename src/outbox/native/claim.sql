@@ -30,7 +30,7 @@ WITH RECURSIVE walk AS (
 ), running AS (
     SELECT w.lane, w.account_id, w.n, probe.lane IS NOT NULL AS probing,
            CASE WHEN probe.lane IS NOT NULL THEN least(1, $2::bigint - coalesce(busy.n, 0))
-                WHEN c.recovered IS NOT NULL THEN least(c.recovered + 1, $2::bigint) - coalesce(busy.n, 0)
+                WHEN c.recovered IS NOT NULL THEN least(c.recovered + 1, $2::bigint - coalesce(busy.n, 0))
                 ELSE $2::bigint - coalesce(busy.n, 0) END AS room,
            $2::bigint - coalesce(busy.n, 0) AS lane_room
     FROM walk w
@@ -56,19 +56,19 @@ WITH RECURSIVE walk AS (
         ) row
         LIMIT $1::bigint
     ) taken
-), probed AS (
-    -- Nobody else probes before this one's lease is over.
-    UPDATE taskbell.circuit c SET probing = true, closed_until = now() + $6::float8 * interval '1 second'
-    FROM due WHERE due.probing AND c.lane = due.lane AND c.account_id = due.account_id
 ), claimed AS (
     UPDATE taskbell.outbox o
     SET state = 'in_flight', lease_token = $5, observed = true, attempt_count = o.attempt_count + 1,
         lease_expires_at = now() + $6::float8 * interval '1 second',
         first_attempt_at = coalesce(o.first_attempt_at, now()),
         retry_until = coalesce(o.retry_until, now() + $7::float8 * interval '1 second')
-    -- By its place: it was locked a moment ago, so it has not moved.
+    -- By its place. One that moved between our snapshot and the lock is left for the next claim.
     FROM due WHERE o.ctid = due.ctid AND due.place <= due.lane_room
-    RETURNING o.*, due.observed AS seen
+    RETURNING o.*, due.observed AS seen, due.probing
+), probed AS (
+    -- Nobody else probes before this one's lease is over.
+    UPDATE taskbell.circuit c SET probing = true, closed_until = now() + $6::float8 * interval '1 second'
+    FROM claimed k WHERE k.probing AND c.lane = k.lane AND c.account_id = k.account_id
 )
 SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occurred_at, c.task_created_at,
        before.to_state, before.occurred_at,

@@ -3,7 +3,7 @@
 -- $1 rows at most
 WITH over AS (
     SELECT id FROM taskbell.outbox
-    WHERE lane IS NOT NULL AND state IN ('pending', 'in_flight') AND retry_until <= now()
+    WHERE lane IS NOT NULL AND available_at IS NOT NULL AND retry_until <= now()
       AND (lease_expires_at IS NULL OR lease_expires_at <= now())
     LIMIT $1::bigint FOR UPDATE SKIP LOCKED
 )

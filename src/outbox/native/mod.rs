@@ -337,7 +337,7 @@ const JOURNAL_ROWS: i64 = 500;
 const EXPIRE_ROWS: i64 = 1000;
 /// Lanes that one claim visits: about a millisecond of index look-ups.
 const LANES_AT_A_TIME: i64 = 200;
-/// Rows of a lane that are asked when they are due: more than are in flight there at once.
+/// Rows of a lane that are asked for their lease, one of which runs out first.
 const FIRST_ROWS: i64 = 64;
 /// The column that says whether a walk came to the last lane; where it ended follows.
 const VISITED_ALL: usize = 30;
