@@ -8,6 +8,10 @@ GRANT USAGE ON SCHEMA taskbell TO taskbell_daemon;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA taskbell TO taskbell_daemon;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA taskbell TO taskbell_daemon;
 GRANT SELECT ON decisioning_tasks TO taskbell_daemon;
+-- To see transactions of others that hold back vacuum, for taskbell_database_oldest_xmin_seconds and
+-- `check`. It also shows what they run. Only a superuser or who has it WITH ADMIN OPTION may grant
+-- it; without it everything else works, and the gauge is NaN.
+GRANT pg_read_all_stats TO taskbell_daemon;
 
 -- A seller's server: its own table. The triggers and register_webhook act for it.
 CREATE ROLE seller LOGIN;

@@ -154,7 +154,9 @@ BEGIN
     DELETE FROM taskbell.outbox o WHERE o.id = owed.id;
 END $$;
 
--- Opens the closed circuits of a lane, and rings. Says how many.
+-- Opens the closed circuits of a lane, makes everything due that waits there for its next try, and
+-- rings. Says how many circuits. One webhook goes first, and more with every success. Rows that are
+-- locked are being claimed.
 CREATE FUNCTION taskbell.open_circuits(lane text, account_id text DEFAULT NULL) RETURNS bigint
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -164,6 +166,13 @@ BEGIN
     SET failures = 0, pauses = 0, closed_until = NULL, probing = false, recovered = 0
     WHERE c.lane = $1 AND ($2 IS NULL OR c.account_id = $2) AND c.closed_until IS NOT NULL;
     GET DIAGNOSTICS opened = ROW_COUNT;
+    WITH waiting AS (
+        SELECT o.id FROM taskbell.outbox o
+        WHERE o.lane = $1 AND ($2 IS NULL OR o.account_id = $2)
+          AND o.state = 'pending' AND o.available_at > now()
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE taskbell.outbox o SET available_at = now() FROM waiting WHERE o.id = waiting.id;
     PERFORM taskbell.ring();
     RETURN opened;
 END $$;

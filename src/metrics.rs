@@ -52,12 +52,12 @@ names! {
     /// Webhooks owed, by source and state.
     Shared OUTBOX_ROWS = "taskbell_outbox_rows" [Source, RowState];
     /// How long the oldest webhook has been due, in seconds; what waits for its next try, or behind
-    /// a closed circuit, is not due.
+    /// a circuit that is closed or recovering, is not due.
     Shared OUTBOX_OLDEST_DUE = "taskbell_outbox_oldest_due_seconds" [Source];
     /// Webhooks owed whose horizon is within six hours.
     Shared OUTBOX_AT_RISK = "taskbell_outbox_at_risk_rows" [Source];
-    /// Destinations of one account that fail, by what their circuit does: failing (still open),
-    /// closed, probing or recovering.
+    /// Pairs of a destination and an account that fail and are owed something, by what their circuit
+    /// does: failing (still open), closed, probing or recovering.
     Shared LANES = "taskbell_lanes" [Circuit];
     /// Whether the LISTEN connection is up.
     Gauge LISTENER_UP = "taskbell_listener_up";
@@ -67,7 +67,8 @@ names! {
     Counter LEASES_LOST = "taskbell_leases_lost_total";
     /// How full the database's notification queue is; at 1 every notifying commit fails.
     Shared NOTIFY_QUEUE = "taskbell_notify_queue_usage_ratio";
-    /// Age of the oldest transaction that holds back vacuum, in seconds.
+    /// Age of the oldest transaction that holds back vacuum, in seconds; NaN where the daemon's role
+    /// may not see those of others (it needs `pg_read_all_stats`).
     Shared OLDEST_XMIN = "taskbell_database_oldest_xmin_seconds";
     /// When this daemon last refreshed the gauges that read the database, as Unix time; 0 while
     /// it is another's turn.

@@ -1,5 +1,5 @@
 //! Keeps house on a timer: has the gauges refreshed that read the database, expires rows past
-//! their horizon, creates tomorrow's partitions and drops old ones.
+//! their horizon, creates tomorrow's partitions, drops old ones, and circuits of lanes that owe nothing.
 //!
 //! Off-scrape, so that a scrape never waits for a query.
 
@@ -65,7 +65,7 @@ impl Reporter {
         if beats.is_multiple_of(HOUSEKEEPING_BEATS)
             && let Err(error) = self.keep_house().await
         {
-            tracing::warn!(%error, "partitions were not maintained");
+            tracing::warn!(%error, "partitions and circuits were not maintained");
         }
     }
 
@@ -83,17 +83,22 @@ impl Reporter {
         let keep = self.keep.as_secs_f64();
         let dropped = patiently(self.patience * 2, async {
             client.query_one(CREATE_PARTITIONS, &[]).await?;
-            client.query_one(DROP_PARTITIONS, &[&keep]).await
+            let partitions: i32 = client.query_one(DROP_PARTITIONS, &[&keep]).await?.get(0);
+            Ok((partitions, client.execute(DROP_IDLE_CIRCUITS, &[]).await?))
         });
-        let dropped = dropped.await.map_err(|error| error.to_string())?.map_err(|error| explain(&error))?;
+        let (partitions, circuits) = dropped
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error: tokio_postgres::Error| explain(&error))?;
         client.give_back();
-        tracing::debug!(dropped = dropped.get::<_, i32>(0), "partitions maintained");
+        tracing::debug!(partitions, circuits, "dropped what is no longer needed");
         Ok(())
     }
 }
 
 const CREATE_PARTITIONS: &str = "SELECT taskbell.create_partitions()";
 const DROP_PARTITIONS: &str = "SELECT taskbell.drop_partitions($1 * interval '1 second')";
+const DROP_IDLE_CIRCUITS: &str = include_str!("idle_circuits.sql");
 /// At the default beat of 15 s, a minute: it reads every row that is owed.
 const EXPIRE_BEATS: u32 = 4;
 /// At the default beat of 15 s, an hour.

@@ -146,6 +146,42 @@ async fn one_daemon_probes_and_what_recovers_gets_more_room_step_by_step() {
 }
 
 #[tokio::test]
+async fn opening_a_lane_makes_due_what_waits_there_for_its_next_try() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    owe(&client, "dead.example", "a", 4).await;
+    owe(&client, "dead.example", "b", 2).await;
+    owe(&client, "well.example", "a", 1).await;
+    let mut claims = claim(&outbox, 50).await;
+    assert_eq!(claims.len(), 7);
+    let one = claims.iter().position(|claim| claim.task_id.starts_with("dead.example.a")).unwrap();
+    let in_flight = claims.swap_remove(one);
+    let later = Verdict::Release { after: Duration::from_secs(3600) };
+    settle(&outbox, &claims, later, Some(FailureReason::Timeout)).await;
+    let due = async || {
+        let sql = "SELECT regexp_replace(task_id, '\\.[0-9]+$', ''), count(*) FROM taskbell.outbox
+                   WHERE state = 'pending' AND available_at <= now() GROUP BY 1 ORDER BY 1";
+        let rows = client.query(sql, &[]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<(String, i64)>>()
+    };
+    assert!(due().await.is_empty());
+    let open = async |account: Option<&str>| {
+        let sql = "SELECT taskbell.open_circuits('https://dead.example:443', $1)";
+        client.query_one(sql, &[&account]).await.unwrap().get::<_, i64>(0)
+    };
+    assert_eq!(open(Some("a")).await, 1);
+    assert_eq!(due().await, [("dead.example.a".to_owned(), 3)]);
+    // One of it goes first.
+    let mut tried = claim(&outbox, 50).await;
+    assert_eq!(tried.len(), 1);
+    assert_eq!(open(None).await, 0, "b had not failed often enough to be closed");
+    assert_eq!(due().await, [("dead.example.a".to_owned(), 2), ("dead.example.b".to_owned(), 2)]);
+    // The lease of what is in flight runs on.
+    tried.push(in_flight);
+    succeed(&outbox, &tried).await;
+}
+
+#[tokio::test]
 async fn one_buyers_revoked_credential_does_not_close_the_receiver_for_others() {
     let database = TestDatabase::migrated().await;
     let (client, outbox) = (database.client().await, outbox(&database));

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use taskbell::metrics::{ALL, Kind, Label, TaskTypes};
+use taskbell::migrations;
 use tokio_postgres::Client;
 
 use super::daemon::{Running, signing_key};
+use super::support::cluster::Cluster;
 use super::support::proxy::Weather;
-use super::support::{TestDatabase, eventually};
+use super::support::{INSERT, TestDatabase, eventually};
 
 /// The value of every series that the daemon exports.
 async fn exported(daemon: &Running) -> BTreeMap<String, f64> {
@@ -190,9 +192,13 @@ async fn ten_thousand_types_destinations_and_accounts_are_no_more_series() {
              FROM generate_series(1, 10000) n;
              UPDATE decisioning_tasks SET state = 'completed', result = '{}' WHERE task_id LIKE '%5';
              UPDATE decisioning_tasks SET state = 'completed', result = '{}' WHERE task_id LIKE 'owed%' AND state = 'submitted';
+             INSERT INTO taskbell.outbox (watch_id, task_id, account_id, task_type, to_state, lane, idempotency_key,
+                 available_at)
+             SELECT 1, 'waits_' || n, 'acct_' || n, 'create_media_buy', 'completed', 'https://buyer' || n || '.example:443',
+                 gen_random_uuid(), now() + interval '1 hour' FROM generate_series(1, 10000) n;
              INSERT INTO taskbell.circuit (lane, account_id, failures, closed_until, last_reason)
-             SELECT 'https://buyer' || n || '.example:443', 'acct_' || n, 5, now() + interval '1 hour', 'timeout'
-             FROM generate_series(1, 10000) n",
+             SELECT lane, account_id, 5, now() + interval '1 hour', 'timeout'
+             FROM taskbell.outbox WHERE task_id LIKE 'waits_%'",
         )
         .await
         .unwrap();
@@ -234,7 +240,7 @@ async fn ten_thousand_types_destinations_and_accounts_are_no_more_series() {
 }
 
 #[tokio::test]
-async fn what_waits_behind_a_closed_circuit_is_not_due() {
+async fn what_waits_behind_a_circuit_that_is_closed_or_recovering_is_not_due() {
     let database = TestDatabase::migrated().await;
     let client = database.client().await;
     issue_many(&client, 1, 1, "https://buyer.example/hook").await;
@@ -250,15 +256,135 @@ async fn what_waits_behind_a_closed_circuit_is_not_due() {
         row.get::<_, f64>(4)
     };
     assert!(due().await >= 3600.0);
-    for (closed_until, is_due) in [("now() + interval '1 minute'", false), ("now()", true), ("NULL", true)] {
+    for (closed_until, recovered, is_due) in [
+        ("now() + interval '1 minute'", "NULL", false),
+        ("now()", "NULL", true),
+        ("NULL", "NULL", true),
+        ("NULL", "0", false),
+        ("NULL", "7", false),
+    ] {
         let circuit = format!(
             "DELETE FROM taskbell.circuit;
-             INSERT INTO taskbell.circuit (lane, account_id, failures, closed_until, last_reason)
-             SELECT lane, account_id, 5, {closed_until}, 'timeout' FROM taskbell.outbox WHERE lane IS NOT NULL"
+             INSERT INTO taskbell.circuit (lane, account_id, failures, closed_until, recovered, last_reason)
+             SELECT lane, account_id, 5, {closed_until}, {recovered}, 'timeout'
+             FROM taskbell.outbox WHERE lane IS NOT NULL"
         );
         client.batch_execute(&circuit).await.unwrap();
-        assert_eq!(due().await >= 3600.0, is_due, "{closed_until}");
+        assert_eq!(due().await >= 3600.0, is_due, "{closed_until}, {recovered}");
     }
+}
+
+#[tokio::test]
+async fn a_circuit_where_nothing_is_owed_is_not_counted_and_forgotten_after_an_hour() {
+    let database = TestDatabase::migrated().await;
+    let client = database.client().await;
+    issue_many(&client, 1, 2, "https://buyer.example/hook").await;
+    client
+        .batch_execute(
+            "UPDATE decisioning_tasks SET state = 'completed', result = '{}' WHERE task_id = 'task_1';
+             UPDATE taskbell.outbox SET available_at = now() + interval '1 day' WHERE lane IS NOT NULL;
+             INSERT INTO taskbell.circuit (lane, account_id, failures, last_reason, closed_until, recovered, failing_since)
+             VALUES ('https://buyer.example:443', 'acct', 5, 'timeout', now(), NULL, now() - interval '1 day'),
+                    ('https://buyer.example:443', 'idle', 5, 'timeout', now(), NULL, now() - interval '1 day'),
+                    ('https://buyer.example:444', 'acct', 2, 'timeout', NULL, NULL, now() - interval '2 hours'),
+                    ('https://buyer.example:445', 'acct', 0, 'timeout', NULL, 3, now() - interval '2 hours'),
+                    ('https://kept.example:443', 'paused', 5, 'timeout', now() + interval '1 hour', NULL, now() - interval '1 day'),
+                    ('https://kept.example:443', 'young', 5, 'timeout', now(), NULL, now() - interval '50 minutes')",
+        )
+        .await
+        .unwrap();
+    let counted = async || {
+        let row = client.query_one(include_str!("../../src/daemon/lane_gauges.sql"), &[]).await.unwrap();
+        [0, 1, 2, 3].map(|column| row.get::<_, i64>(column))
+    };
+    assert_eq!(counted().await, [0, 1, 0, 0], "the one that is owed something");
+    let daemon = Running::start(&database, &[]).await;
+    eventually("house is kept", async || {
+        let sql = "SELECT lane || ' ' || account_id FROM taskbell.circuit ORDER BY 1";
+        let rows = client.query(sql, &[]).await.unwrap();
+        let left: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        let kept = [
+            "https://buyer.example:443 acct",
+            "https://kept.example:443 paused",
+            "https://kept.example:443 young",
+        ];
+        (left == kept).then_some(())
+    })
+    .await;
+    assert!(daemon.stop().success());
+    // What is given up is not owed any more.
+    client
+        .batch_execute(
+            "UPDATE taskbell.outbox SET state = 'invalid', available_at = NULL, last_reason = 'gone' WHERE lane IS NOT NULL",
+        )
+        .await
+        .unwrap();
+    assert_eq!(counted().await, [0; 4]);
+}
+
+/// On a server of its own: other tests have transactions too.
+#[tokio::test]
+async fn the_daemons_role_sees_the_oldest_transaction_or_says_that_it_may_not() {
+    let cluster = Cluster::start(&["max_prepared_transactions=2"]).await;
+    let database = TestDatabase::at(&cluster.dsn());
+    let owner = database.client().await;
+    migrations::apply(&mut database.client().await).await.unwrap();
+    owner.batch_execute(include_str!("../../examples/roles.sql")).await.unwrap();
+    owner.batch_execute("CREATE DATABASE elsewhere").await.unwrap();
+    let role =
+        |name: &str| TestDatabase::at(&cluster.dsn().replace("user=postgres", &format!("user={name}")));
+    let daemon = role("taskbell_daemon").client().await;
+    // When it began; none when it is as old as the look itself.
+    let oldest = async || {
+        let sql = format!(
+            "SELECT extract(epoch FROM now())::float8 - age, age FROM ({}) AS gauges(queue, age)",
+            include_str!("../../src/daemon/database_gauges.sql")
+        );
+        let row = daemon.query_one(&sql, &[]).await.unwrap();
+        (row.get::<_, f64>(1) != 0.0).then(|| row.get::<_, f64>(0))
+    };
+    let began = async |client: &Client| {
+        let row = client.query_one("SELECT extract(epoch FROM now())::float8", &[]).await.unwrap();
+        row.get::<_, f64>(0)
+    };
+    let is = |found: Option<f64>, expected: f64| {
+        assert!(found.is_some_and(|found| (found - expected).abs() < 1e-5), "{found:?}, not {expected}");
+    };
+    assert_eq!(oldest().await, None);
+
+    let elsewhere =
+        TestDatabase::at(&cluster.dsn().replace("dbname=postgres", "dbname=elsewhere")).client().await;
+    elsewhere.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await.unwrap();
+    let seller = role("seller").client().await;
+    seller.batch_execute("BEGIN; SELECT 1").await.unwrap();
+    assert_eq!(oldest().await, None, "one that reads elsewhere, and one that holds nothing back");
+    let seller_began = began(&seller).await;
+    seller.execute(INSERT, &[&"task_1"]).await.unwrap();
+    is(oldest().await, seller_began);
+
+    // READ COMMITTED has no snapshot between two statements; and a prepared one has no session.
+    owner.batch_execute("BEGIN; CREATE TABLE t (); PREPARE TRANSACTION 'p'").await.unwrap();
+    is(oldest().await, seller_began);
+    seller.batch_execute("ROLLBACK").await.unwrap();
+    let prepared = "SELECT extract(epoch FROM prepared)::float8 FROM pg_prepared_xacts";
+    is(oldest().await, owner.query_one(prepared, &[]).await.unwrap().get(0));
+    owner.batch_execute("ROLLBACK PREPARED 'p'").await.unwrap();
+    assert_eq!(oldest().await, None);
+
+    let report = database.client().await;
+    report.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await.unwrap();
+    is(oldest().await, began(&report).await);
+    report.batch_execute("ROLLBACK").await.unwrap();
+    elsewhere.execute("SELECT pg_current_xact_id()", &[]).await.unwrap();
+    is(oldest().await, began(&elsewhere).await);
+
+    let running = Running::start(&role("taskbell_daemon"), &[]).await;
+    let shown = async || exported(&running).await["taskbell_database_oldest_xmin_seconds"];
+    eventually("it is exported", async || (shown().await > 0.0).then_some(())).await;
+    owner.batch_execute("REVOKE pg_read_all_stats FROM taskbell_daemon").await.unwrap();
+    assert!(oldest().await.is_some_and(f64::is_nan));
+    eventually("that it may not see", async || shown().await.is_nan().then_some(())).await;
+    assert!(running.stop().success());
 }
 
 /// The part of docs/metrics.md that the code knows.

@@ -12,7 +12,7 @@ use yaml_rust2::{Yaml, YamlLoader};
 
 use super::daemon::{Running, signing_key};
 use super::support::panels::{Span, draw};
-use super::support::prometheus::Prometheus;
+use super::support::prometheus::{NAMESPACE, Prometheus};
 use super::support::receiver::Receiver;
 use super::support::{TestDatabase, complete, eventually, issue};
 
@@ -65,7 +65,8 @@ fn questions(dashboard: &Value) -> Vec<(String, String)> {
 
 fn substituted(query: &str) -> String {
     let query =
-        query.replace("$job", "taskbell").replace("$task_type", ".+").replace("$__rate_interval", "5m");
+        query.replace("$job", "taskbell").replace("$namespace", NAMESPACE).replace("$task_type", ".+");
+    let query = query.replace("$__rate_interval", "5m");
     assert!(!query.contains('$'), "a variable that nobody replaces: {query}");
     query
 }
@@ -160,6 +161,34 @@ fn rules_and_dashboard_name_only_metrics_that_are_exported() {
     // Whoever adds a metric shows it.
     for metric in ALL {
         assert!(named.iter().any(|name| name.starts_with(metric.name)), "{} is nowhere", metric.name);
+    }
+}
+
+#[test]
+fn rules_and_dashboard_tell_installations_apart() {
+    for rule in rules() {
+        let expression = rule["expr"].as_str().unwrap();
+        for (_, after) in expression.match_indices("by (").map(|(at, by)| expression.split_at(at + by.len()))
+        {
+            assert!(after.starts_with("namespace, job"), "{expression}");
+        }
+        assert!(!expression.contains("job="), "{expression}");
+        if let Some(name) = rule["record"].as_str() {
+            assert!(name.starts_with("namespace_job"), "{name}");
+        }
+    }
+    let dashboard = dashboard();
+    for (title, panel) in panels(&dashboard) {
+        for target in panel["targets"].as_array().unwrap() {
+            let query = target["expr"].as_str().unwrap();
+            let of_one = query.matches("{job=\"$job\", namespace=\"$namespace\"").count();
+            assert!(of_one > 0 && query.matches('{').count() == of_one, "{title}: {query}");
+        }
+    }
+    for name in ["job", "namespace"] {
+        let variables = dashboard["templating"]["list"].as_array().unwrap();
+        let variable = variables.iter().find(|variable| variable["name"] == name).unwrap();
+        assert!(variable["multi"] == false && variable["includeAll"] == false, "{name}: one at a time");
     }
 }
 

@@ -15,7 +15,8 @@ pub(super) enum Lanes {
         #[arg(long)]
         json: bool,
     },
-    /// Opens a closed circuit now, for all accounts or one: what waits is claimed at once.
+    /// Opens a closed circuit now, for all accounts or one, and makes due what waits there for its
+    /// next try: one webhook goes first, and more with every success.
     Open {
         /// The lane, as `lanes list` shows it.
         lane: String,

@@ -9,6 +9,9 @@ use url::Url;
 
 use super::panels::{STEP, Span};
 
+/// The label that tells this installation from others of the same job.
+pub const NAMESPACE: &str = "sellers";
+
 /// One server with a directory of its own. Both go with it, also when the test is killed.
 pub struct Prometheus {
     child: Child,
@@ -31,7 +34,9 @@ impl Prometheus {
         let config = format!(
             "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n\
              rule_files: ['{}']\n\
-             scrape_configs: [{{job_name: taskbell, static_configs: [{{targets: {targets:?}}}]}}]\n",
+             scrape_configs:\n\
+             - job_name: taskbell\n  \
+               static_configs: [{{targets: {targets:?}, labels: {{namespace: {NAMESPACE}}}}}]\n",
             rules.display()
         );
         std::fs::write(directory.join("prometheus.yml"), config).unwrap();

@@ -71,7 +71,9 @@ impl Verdict {
                         because(Some(reason), None)
                     )
                 },
-                Some(format!("nothing, or once it is back: taskbell lanes open {lane}")),
+                Some(format!(
+                    "nothing, or once it is back: taskbell lanes open {lane}, which makes due what waits there"
+                )),
             ),
             Self::LaneProbing { lane, reason } => (
                 "lane_probing",
