@@ -1,9 +1,11 @@
 # The image: the binary, glibc, trusted certificates, and nothing to log in with.
 
 FROM rust:1.95-bookworm AS build
+# `otlp` sends the spans of attempts to a collector.
+ARG FEATURES=""
 WORKDIR /src
 COPY . .
-RUN cargo build --locked --profile dist --bin taskbell
+RUN cargo build --locked --profile dist --bin taskbell --features "$FEATURES"
 
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/dist/taskbell /usr/bin/taskbell

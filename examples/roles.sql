@@ -17,7 +17,7 @@ GRANT pg_read_all_stats TO taskbell_daemon;
 CREATE ROLE seller LOGIN;
 GRANT SELECT, INSERT, UPDATE, DELETE ON decisioning_tasks TO seller;
 
--- An operator who looks: views without secrets, URLs without their queries.
+-- An operator who looks: views without secrets, URLs without queries and tokens.
 CREATE ROLE taskbell_reader LOGIN;
 GRANT USAGE ON SCHEMA taskbell TO taskbell_reader;
 GRANT SELECT ON taskbell.delivery, taskbell.timeline, taskbell.webhook_activity, taskbell.attempt,

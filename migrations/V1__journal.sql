@@ -222,7 +222,7 @@ CREATE TABLE taskbell.transition (
     last_reason      text
 ) PARTITION BY RANGE (settled_at);
 CREATE INDEX transition_task ON taskbell.transition (task_id, occurred_at);
-COMMENT ON COLUMN taskbell.transition.url IS 'Without query and fragment.';
+COMMENT ON COLUMN taskbell.transition.url IS 'As taskbell.shown_url gives it: without query, fragment and tokens.';
 
 -- Every attempt, with closed words for what happened.
 -- `source`: whose outbox the row stands in; `native` is ours, `sealed` the Python SDK's.
@@ -265,6 +265,35 @@ BEGIN
     RETURN made;
 END $$;
 
+-- Moves rows that found no partition into those of their days, which it creates. Says how many.
+CREATE FUNCTION taskbell.move_to_days() RETURNS bigint
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    parent text;
+    stamp  name;
+    day    date;
+    n      bigint;
+    moved  bigint := 0;
+BEGIN
+    FOR parent, stamp IN
+        SELECT * FROM (VALUES ('transition', 'settled_at'), ('attempt', 'recorded_at')) AS t
+    LOOP
+        EXECUTE format('LOCK TABLE taskbell.%I', parent || '_default');
+        EXECUTE format('CREATE TEMP TABLE taskbell_astray ON COMMIT DROP AS TABLE taskbell.%I', parent || '_default');
+        EXECUTE format('TRUNCATE taskbell.%I', parent || '_default');
+        FOR day IN EXECUTE format('SELECT DISTINCT (%I AT TIME ZONE ''UTC'')::date FROM pg_temp.taskbell_astray', stamp) LOOP
+            EXECUTE format('CREATE TABLE IF NOT EXISTS taskbell.%I PARTITION OF taskbell.%I FOR VALUES FROM (%L) TO (%L)',
+                           parent || to_char(day, '_YYYYMMDD'), parent,
+                           day::text || ' 00:00:00+00', (day + 1)::text || ' 00:00:00+00');
+        END LOOP;
+        EXECUTE format('INSERT INTO taskbell.%I TABLE pg_temp.taskbell_astray', parent);
+        GET DIAGNOSTICS n = ROW_COUNT;
+        moved := moved + n;
+        DROP TABLE pg_temp.taskbell_astray;
+    END LOOP;
+    RETURN moved;
+END $$;
+
 -- Drops the day partitions that ended before `keep` ago. Says how many.
 CREATE FUNCTION taskbell.drop_partitions(keep interval) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -291,7 +320,7 @@ SELECT taskbell.create_partitions();
 
 REVOKE ALL ON ALL TABLES IN SCHEMA taskbell FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION
-    taskbell.create_partitions(integer), taskbell.drop_partitions(interval), taskbell.heal_circuits(text[], text[]),
+    taskbell.create_partitions(integer), taskbell.move_to_days(), taskbell.drop_partitions(interval), taskbell.heal_circuits(text[], text[]),
     taskbell.trip_circuits(text[], text[], text[], integer, interval, interval)
 FROM PUBLIC;
 

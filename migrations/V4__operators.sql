@@ -1,10 +1,29 @@
 -- What operators read, and the two things they may do to a delivery.
 
--- Every webhook owed or settled, newest last. No secrets: URLs without query and fragment.
+-- A callback URL as it may be shown: no query, no fragment, and no part of the path that looks
+-- like a token: 20 or more letters and digits, with both of them in it. A loop, because every
+-- acknowledgement and every row of a list pays for it.
+CREATE FUNCTION taskbell.shown_url(url text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    parts text[] := string_to_array(split_part(split_part(url, '#', 1), '?', 1), '/');
+    part  text;
+BEGIN
+    -- After the scheme, nothing, and the host.
+    FOR n IN 4 .. cardinality(parts) LOOP
+        part := parts[n];
+        IF length(part) >= 20 AND part ~ '[0-9]' AND part ~ '[A-Za-z]' AND part !~ '[^A-Za-z0-9_.~%=-]' THEN
+            parts[n] := '[redacted]';
+        END IF;
+    END LOOP;
+    RETURN array_to_string(parts, '/');
+END $$;
+
+-- Every webhook owed or settled, newest last. No secrets: URLs as they may be shown.
 CREATE VIEW taskbell.delivery AS
     SELECT 'native' AS source, o.id AS delivery_id, o.watch_id, o.task_id,
            nullif(o.account_id, '') AS account_id, o.task_type, o.to_state AS task_state,
-           o.state, o.lane, regexp_replace(r.url, '[?#].*$', '') AS url, r.operation_id,
+           o.state, o.lane, taskbell.shown_url(r.url) AS url, r.operation_id,
            'whk_' || o.idempotency_key AS idempotency_key,
            o.attempt_count, o.occurred_at, o.first_attempt_at, o.retry_until, coalesce(o.lease_expires_at, o.available_at) AS next_attempt_at,
            NULL::timestamptz AS settled_at, o.last_status, o.last_reason
@@ -25,16 +44,6 @@ UNION ALL
     SELECT t.outbox_id, t.watch_id, t.task_id, t.account_id, t.task_type, t.from_state, t.to_state,
            t.occurred_at FROM taskbell.transition t;
 
--- A callback URL as it may be shown: no query, no fragment, and no part of the path that looks
--- like a token: 20 or more letters and digits, with both of them in it.
-CREATE FUNCTION taskbell.shown_url(url text) RETURNS text
-    LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
-    SELECT string_agg(CASE WHEN part.n > 3 AND part.text ~ '^[A-Za-z0-9_.~%=-]{20,}$'
-                                AND part.text ~ '[0-9]' AND part.text ~ '[A-Za-z]'
-                           THEN '[redacted]' ELSE part.text END, '/' ORDER BY part.n)
-    FROM string_to_table(regexp_replace(url, '[?#].*$', ''), '/') WITH ORDINALITY AS part(text, n)
-$$;
-
 -- AdCP's webhook_activity records (webhook-activity-record.json), one per attempt that has ended,
 -- and around them what a seller chooses by: account, task, type, operation. Every field of the
 -- record is here, null where it does not apply: AdCP has no notification_type for tasks yet, no
@@ -49,7 +58,7 @@ CREATE VIEW taskbell.webhook_activity AS
            a.started_at + a.duration_ms * interval '1 millisecond' AS completed_at, a.attempt,
            CASE WHEN a.verdict = 'acknowledge' THEN 'success' WHEN a.status IS NOT NULL THEN 'failed'
                 WHEN a.reason = 'timeout' THEN 'timeout' ELSE 'connection_error' END AS status,
-           taskbell.shown_url(d.url) AS url, a.status AS http_status_code,
+           d.url, a.status AS http_status_code,
            CASE WHEN a.status IS NOT NULL THEN a.duration_ms END AS response_time_ms,
            a.reason AS error_message, a.body_bytes AS payload_size_bytes
     FROM taskbell.attempt a

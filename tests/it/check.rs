@@ -56,14 +56,17 @@ impl Patient {
 }
 
 /// Severity, check, and a part of the line, of everything that is not ok. The cluster of the tests
-/// runs without fsync, which is the one warning that belongs to it.
+/// runs without fsync and most of these databases without a daemon, which are no findings here.
 pub fn assert_found(said: &Said, expected: &[(&str, &str, &str)]) {
     let findings = said.documents().remove(0);
     let findings: Vec<&Value> = findings.as_array().unwrap().iter().collect();
     let text = |finding: &Value, member: &str| finding[member].as_str().unwrap_or_default().to_owned();
+    let expected_here = |finding: &Value| {
+        text(finding, "says").starts_with("fsync is off") || text(finding, "says").starts_with(NO_DAEMON)
+    };
     let lines: Vec<(String, String, String)> = findings
         .iter()
-        .filter(|finding| finding["severity"] != "ok" && !text(finding, "says").starts_with("fsync is off"))
+        .filter(|finding| finding["severity"] != "ok" && !expected_here(finding))
         .map(|finding| {
             let line = format!("{}; {}", text(finding, "says"), text(finding, "remedy"));
             (text(finding, "severity"), text(finding, "check"), line)
@@ -76,6 +79,72 @@ pub fn assert_found(said: &Said, expected: &[(&str, &str, &str)]) {
     }
     let fails = expected.iter().any(|(severity, ..)| *severity == "fail");
     assert_eq!(said.code, i32::from(fails), "{said:?}");
+}
+
+const NO_DAEMON: &str = "none listens on this database";
+
+#[tokio::test]
+async fn a_database_that_no_daemon_serves_is_named() {
+    let patient = Patient::well().await;
+    let daemon = async || {
+        let said = run(patient.command(&[])).await;
+        assert_eq!(said.code, 0, "{said:?}");
+        let findings = said.documents().remove(0);
+        let mut findings = findings.as_array().unwrap().iter().filter(|finding| finding["check"] == "daemon");
+        let found = findings.find(|finding| finding["says"].as_str().unwrap().contains("this database"));
+        let found = found.unwrap_or_else(|| panic!("{said:?}"));
+        (found["severity"].as_str().unwrap().to_owned(), found["says"].as_str().unwrap().to_owned())
+    };
+    let (severity, says) = daemon().await;
+    assert!(severity == "warn" && says.starts_with(NO_DAEMON), "{says}");
+    let ear = patient.database.client().await;
+    ear.batch_execute("LISTEN taskbell").await.unwrap();
+    assert_eq!(daemon().await, ("ok".to_owned(), "one listens on this database".to_owned()));
+    ear.batch_execute("SELECT pg_advisory_lock(8386110886190083180)").await.unwrap();
+    assert_eq!(daemon().await, ("ok".to_owned(), "one is awake on this database".to_owned()));
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_due_for_long_fails_unless_its_circuit_is_closed_and_dead_letters_warn() {
+    let patient = Patient::well().await;
+    for task in ["t1", "t2", "t3"] {
+        issue(&patient.client, task, Some("https://buyer.example/hook")).await;
+        complete(&patient.client, task).await;
+    }
+    patient.found(&[]).await;
+    patient.sql("UPDATE taskbell.outbox SET available_at = now() - interval '6 minutes' WHERE task_id = 't1' AND lane IS NOT NULL").await;
+    let late = ("fail", "webhooks", "3 owed, and one has been due for 6m");
+    patient.found(&[late]).await;
+    let circuit = "INSERT INTO taskbell.circuit (lane, account_id, failures, closed_until, last_reason)
+                   VALUES ('https://buyer.example:443', 'acct', 5, now() + interval '3 minutes', 'connect')";
+    patient.sql(circuit).await;
+    patient.found(&[]).await;
+    // Its time has come to be probed, but a moment ago only.
+    patient.sql("UPDATE taskbell.circuit SET closed_until = now() - interval '1 minute'").await;
+    patient.found(&[]).await;
+    patient.sql("UPDATE taskbell.circuit SET closed_until = NULL, recovered = 3").await;
+    patient.found(&[]).await;
+    patient.sql("DELETE FROM taskbell.circuit").await;
+    patient.found(&[late]).await;
+    patient.sql("UPDATE taskbell.outbox SET state = 'in_flight', lease_token = gen_random_uuid(), lease_expires_at = now() + interval '1 minute' WHERE task_id = 't1' AND lane IS NOT NULL").await;
+    patient.found(&[]).await;
+    for (task, state) in [("t2", "invalid"), ("t3", "expired")] {
+        patient.sql(&format!("UPDATE taskbell.outbox SET state = '{state}', available_at = NULL, last_reason = 'gone' WHERE task_id = '{task}' AND lane IS NOT NULL")).await;
+    }
+    patient
+        .found(&[
+            ("warn", "dead letters", "1 invalid; `taskbell deliveries list --state invalid`"),
+            ("warn", "dead letters", "1 expired; `taskbell deliveries list --state expired`"),
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn in_production_it_asks_where_the_keys_are_published() {
+    let patient = Patient::well().await;
+    let mut command = patient.command(&[]);
+    command.env("ADCP_ENV", "production");
+    assert_found(&run(command).await, &[("warn", "published keys", "signing.jwks_uri is not set")]);
 }
 
 #[tokio::test]
@@ -269,10 +338,15 @@ async fn days_without_a_partition_and_rows_that_found_none_are_named() {
                    VALUES (1, 't', 'k', 1, now(), 1, 'acknowledge')";
     patient.sql(attempt).await;
     patient
-        .found(&[("warn", "partitions", ""), ("warn", "partitions", "TRUNCATE taskbell.attempt_default")])
+        .found(&[("warn", "partitions", ""), ("warn", "partitions", "SELECT taskbell.move_to_days()")])
         .await;
-    patient.sql("TRUNCATE taskbell.attempt_default").await;
-    patient.sql("SELECT taskbell.create_partitions()").await;
+    let transition = "INSERT INTO taskbell.transition (outbox_id, watch_id, task_id, task_type, to_state, occurred_at, settled_at)
+                      VALUES (1, 1, 't', 'create_media_buy', 'completed', now(), now() - interval '9 days')";
+    patient.sql(transition).await;
+    patient.sql("SELECT taskbell.move_to_days(); SELECT taskbell.create_partitions()").await;
+    let kept = "SELECT (SELECT count(*) FROM taskbell.attempt), (SELECT count(*) FROM taskbell.transition)";
+    let kept = patient.client.query_one(kept, &[]).await.unwrap();
+    assert_eq!((kept.get::<_, i64>(0), kept.get::<_, i64>(1)), (1, 1), "nothing is lost");
     patient.found(&[]).await;
 }
 
@@ -321,6 +395,10 @@ async fn rows_of_the_sdks_outbox_that_its_key_does_not_open_are_named() {
     assert_found(&sdk(&[]).await, &[]);
     super::sealed::Row::new("t1", "https://localhost:1/").insert(&patient.client).await;
     assert_found(&sdk(&[]).await, &[]);
+    let late = "available_at = now() - interval '1 hour'";
+    patient.sql(&format!("UPDATE adcp_task_webhook_outbox SET {late}")).await;
+    assert_found(&sdk(&[]).await, &[("fail", "webhooks", "the SDK's outbox: 1 owed, and one")]);
+    patient.sql("UPDATE adcp_task_webhook_outbox SET available_at = now()").await;
     let closed = ("warn", "destinations", "https://localhost:1: ");
     assert_found(&sdk(&["--destinations"]).await, &[closed]);
     std::fs::write(patient.path("sdk.hex"), "11".repeat(32)).unwrap();

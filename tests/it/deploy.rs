@@ -1,20 +1,28 @@
 //! What stands beside the code to run it (unit, image, manifests) agrees with the code, and with itself.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
+use ipnet::IpNet;
 use taskbell::daemon::cli::Cli;
 use taskbell::daemon::config::{Config, Sources};
+use taskbell::webhook::GuardPolicy;
 use yaml_rust2::{Yaml, YamlLoader};
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
+/// The first document of a manifest.
 fn manifest(name: &str) -> Yaml {
-    YamlLoader::load_from_str(&read(&format!("deploy/kubernetes/{name}.yaml"))).unwrap().remove(0)
+    manifests(name).remove(0)
+}
+
+fn manifests(name: &str) -> Vec<Yaml> {
+    YamlLoader::load_from_str(&read(&format!("deploy/kubernetes/{name}.yaml"))).unwrap()
 }
 
 fn texts(list: &Yaml) -> Vec<&str> {
@@ -75,9 +83,20 @@ fn the_deployment_runs_with_its_config_map_and_agrees_with_it() {
     assert!(config.admin.ip().is_unspecified(), "probes come from outside the pod");
     assert_eq!(container["ports"][0]["containerPort"].as_i64(), Some(port));
     assert_eq!(manifest("service")["spec"]["ports"][0]["port"].as_i64(), Some(port));
-    let allowed = &manifest("networkpolicy")["spec"]["ingress"][0]["ports"];
-    assert_eq!(allowed.as_vec().unwrap().len(), 1);
-    assert_eq!(allowed[0]["port"].as_i64(), Some(port));
+    let who = manifest("networkpolicy")["spec"]["ingress"].clone();
+    assert_eq!(who.as_vec().unwrap().len(), 2, "scrapes, and whoever publishes the keys");
+    for allowed in who.as_vec().unwrap() {
+        assert_eq!(allowed["ports"].as_vec().unwrap().len(), 1);
+        assert_eq!(allowed["ports"][0]["port"].as_i64(), Some(port));
+    }
+    // A database that is down must neither kill pods nor keep them on a node.
+    for (probe, path) in
+        [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")]
+    {
+        assert_eq!(container[probe]["httpGet"]["path"].as_str(), Some(path), "{probe}");
+    }
+    let budget = &manifest("poddisruptionbudget")["spec"]["unhealthyPodEvictionPolicy"];
+    assert_eq!(budget.as_str(), Some("AlwaysAllow"));
 
     let until_killed = pod["terminationGracePeriodSeconds"].as_i64().unwrap();
     let until_killed = Duration::from_secs(until_killed.try_into().unwrap());
@@ -85,6 +104,62 @@ fn the_deployment_runs_with_its_config_map_and_agrees_with_it() {
     for name in file.split('"').filter_map(|text| text.strip_prefix(mounted)) {
         assert!(secret_names().contains(&name[1..].to_owned()), "{name}");
     }
+}
+
+#[test]
+fn the_networks_that_the_policy_closes_are_those_of_the_guard() {
+    let rules = manifest("networkpolicy")["spec"]["egress"].clone();
+    let blocks: Vec<(IpNet, Vec<IpNet>)> = rules[0]["to"]
+        .as_vec()
+        .unwrap()
+        .iter()
+        .map(|to| {
+            let net = |text: &str| -> IpNet { text.parse().unwrap() };
+            let but = texts(&to["ipBlock"]["except"]).into_iter().map(net).collect();
+            (net(to["ipBlock"]["cidr"].as_str().unwrap()), but)
+        })
+        .collect();
+    let guard = GuardPolicy::default();
+    let agrees = |ip: IpAddr| {
+        let open =
+            |(net, but): &(IpNet, Vec<IpNet>)| net.contains(&ip) && !but.iter().any(|net| net.contains(&ip));
+        assert_eq!(blocks.iter().any(open), guard.check_ip(ip).is_ok(), "{ip}");
+    };
+    for net in blocks.iter().flat_map(|(net, but)| but.iter().chain([net])) {
+        [net.network(), net.broadcast()].into_iter().for_each(agrees);
+    }
+    // Between the edges: an address of each /16, and of each /24 where the guard has networks that small.
+    for a in 0..=255 {
+        for b in 0..=255 {
+            agrees(Ipv4Addr::new(a, b, 7, 1).into());
+            if [192, 198, 203].contains(&a) {
+                (0..=255).for_each(|c| agrees(Ipv4Addr::new(a, b, c, 1).into()));
+            }
+        }
+    }
+    for first in 0..=u16::MAX {
+        agrees(Ipv6Addr::new(first, 0x4711, 0, 0, 0, 0, 0, 1).into());
+    }
+    for second in 0..=u16::MAX {
+        agrees(Ipv6Addr::new(0x2001, second, 0, 0, 0, 0, 0, 1).into());
+        agrees(Ipv6Addr::new(0x3fff, second, 0, 0, 0, 0, 0, 1).into());
+        agrees(Ipv6Addr::new(0x2620, 0x4f, second, 0, 0, 0, 0, 1).into());
+    }
+}
+
+#[test]
+fn the_migrations_pods_reach_the_database_and_nothing_else() {
+    let policy = manifests("networkpolicy").remove(1)["spec"].clone();
+    let selected = &policy["podSelector"]["matchExpressions"][0];
+    assert_eq!(selected["key"].as_str(), Some("app.kubernetes.io/name"));
+    for name in ["deployment", "migrate"] {
+        let labels = manifest(name)["spec"]["template"]["metadata"]["labels"].clone();
+        let label = labels["app.kubernetes.io/name"].as_str().unwrap();
+        assert!(texts(&selected["values"]).contains(&label), "{label}");
+    }
+    assert!(policy["ingress"].is_badvalue(), "nobody");
+    let ports = policy["egress"].as_vec().unwrap().iter().flat_map(|rule| rule["ports"].as_vec().unwrap());
+    assert_eq!(ports.map(|port| port["port"].as_i64().unwrap()).collect::<Vec<_>>(), [53, 53, 5432]);
 }
 
 #[test]
@@ -148,19 +223,24 @@ fn the_unit_gives_the_daemon_a_configuration_that_it_takes() {
     assert!(until_killed > config.grace + AFTER_GRACE);
 }
 
+fn skipped(why: &str) {
+    assert!(std::env::var("INTEROP").as_deref() != Ok("required"), "{why}");
+    eprintln!("SKIPPED: {why}");
+}
+
 #[test]
 fn the_unit_is_as_closed_as_systemd_can_tell() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/taskbell.service");
     let command = ["security", "--offline=true", "--threshold=13", "--no-pager"];
     let Ok(output) = std::process::Command::new("systemd-analyze").args(command).arg(unit).output() else {
-        eprintln!("SKIPPED: there is no systemd-analyze here");
-        return;
+        return skipped("there is no systemd-analyze here");
     };
     let says = String::from_utf8_lossy(&output.stdout);
     if !says.contains("Overall exposure level") {
         let error = String::from_utf8_lossy(&output.stderr);
-        eprintln!("SKIPPED: this systemd-analyze judges no unit by itself (250 is the first): {error}");
-        return;
+        return skipped(&format!(
+            "this systemd-analyze judges no unit by itself (250 is the first): {error}"
+        ));
     }
     assert!(output.status.success(), "an exposure above 1.3: {says}");
 }

@@ -31,8 +31,8 @@ async fn first_view(daemon: &Running) -> Value {
 
 /// One of everything: an open task, a lane, a dead letter, an attempt; with secrets beside them.
 async fn furnish(client: &tokio_postgres::Client, hostile: &str) {
-    issue(client, "t_open", Some("https://buyer.example/hook?secret=hush")).await;
-    issue(client, "t_dead", Some("https://gone.example/hook?secret=hush")).await;
+    issue(client, "t_open", Some("https://buyer.example/hook/9f8e7d6c5b4a39281706hush?secret=hush")).await;
+    issue(client, "t_dead", Some("https://gone.example/hook/9f8e7d6c5b4a39281706hush?secret=hush")).await;
     issue(client, "t_due", Some("https://slow.example/hook?secret=hush")).await;
     issue(client, "t_hostile", None).await;
     let rename = "UPDATE decisioning_tasks SET task_id = $1, task_type = $1, account_id = $1 WHERE task_id = 't_hostile'";
@@ -120,6 +120,10 @@ async fn with_a_token_it_asks_once_and_leaves_a_cookie_that_is_not_the_token() {
     assert_eq!((welcome.status().as_u16(), &welcome.headers()[LOCATION]), (303, &"/".parse().unwrap()));
     let cookie = welcome.headers()[SET_COOKIE].to_str().unwrap();
     assert!(cookie.contains("HttpOnly; SameSite=Strict") && !cookie.contains("tests"), "{cookie}");
+    assert!(!cookie.contains("Secure"), "loopback has no TLS: {cookie}");
+    let beyond = client().post(url("/login")).header(HOST, "ops.example").body("token=a+token+of+the+tests");
+    let beyond = beyond.send().await.unwrap();
+    assert!(beyond.headers()[SET_COOKIE].to_str().unwrap().ends_with("; Secure"), "{beyond:?}");
     let pair = cookie.split(';').next().unwrap();
     for (name, value) in [(COOKIE, pair), (AUTHORIZATION, &format!("Bearer {TOKEN}"))] {
         let page = client().get(url("/")).header(name, value).send().await.unwrap();
@@ -159,14 +163,14 @@ async fn viewers_share_one_reader_which_ends_with_the_last_of_them() {
 }
 
 #[tokio::test]
-async fn what_it_shows_has_no_payload_and_no_query() {
+async fn what_it_shows_has_no_payload_no_query_and_no_token() {
     let database = TestDatabase::migrated().await;
     let client = database.client().await;
     furnish(&client, "t_other").await;
     client.batch_execute(include_str!("support/sdk_outbox.sql")).await.unwrap();
     let row = "INSERT INTO adcp_task_webhook_outbox (task_id, task_type, terminal_status, url, operation_id, state,
                idempotency_key, account_id, encrypted_body, envelope_nonce, retry_horizon_seconds, last_error)
-               VALUES ('t_sdk', 'create_media_buy', 'completed', 'https://sdk.example/hook?secret=hush', 'op', 'invalid',
+               VALUES ('t_sdk', 'create_media_buy', 'completed', 'https://sdk.example/hook/9f8e7d6c5b4a39281706hush?secret=hush', 'op', 'invalid',
                        'whk_sdk_0123456789abcdef', 'acct', 'x', '123456789012', 86400, 'quarantined')";
     client.batch_execute(row).await.unwrap();
     let key = tempfile::NamedTempFile::new().unwrap();
@@ -180,13 +184,14 @@ async fn what_it_shows_has_no_payload_and_no_query() {
     assert!(view["database"].is_null(), "{view}");
     assert_eq!((&view["open"], &view["dead"], &view["closed"]), (&2.into(), &2.into(), &1.into()), "{view}");
     assert_eq!(view["tasks"][0]["task_id"], "t_open");
-    assert_eq!(view["tasks"][0]["url"], "https://buyer.example/hook");
+    assert_eq!(view["tasks"][0]["url"], "https://buyer.example/hook/[redacted]");
     let dead: Vec<&Value> =
         view["letters"].as_array().unwrap().iter().map(|letter| &letter["task_id"]).collect();
-    assert_eq!(dead, ["t_dead", "t_sdk"]);
-    assert_eq!(view["letters"][0]["because"], "The receiver answered 410: the endpoint is gone for good.");
+    assert_eq!(dead, ["t_sdk", "t_dead"], "the newest first, whosever it is");
+    assert_eq!(view["letters"][0]["url"], "https://sdk.example/hook/[redacted]");
+    assert_eq!(view["letters"][1]["because"], "The receiver answered 410: the endpoint is gone for good.");
     assert_eq!((&view["lanes"][0]["circuit"], &view["lanes"][0]["owed"]), (&"closed".into(), &1.into()));
-    assert_eq!(view["attempts"][0]["url"], "https://gone.example/hook");
+    assert_eq!(view["attempts"][0]["url"], "https://gone.example/hook/[redacted]");
     for secret in ["hush", "1.50", "op_t_open"] {
         assert!(!view.to_string().contains(secret), "{secret}: {view}");
     }

@@ -130,6 +130,32 @@ async fn an_sdk_table_that_exists_already_is_only_given_triggers() {
 }
 
 #[tokio::test]
+async fn a_url_is_shown_without_query_fragment_and_tokens() {
+    let client = TestDatabase::migrated().await.client().await;
+    let token = "9f8e7d6c5b4a39281706abcd";
+    for (url, shown) in [
+        ("https://b.example".to_owned(), "https://b.example"),
+        ("https://b.example/?a=/b#c".to_owned(), "https://b.example/"),
+        ("https://b.example:8443?a=b".to_owned(), "https://b.example:8443"),
+        (format!("https://b.example/hook/{token}"), "https://b.example/hook/[redacted]"),
+        (format!("https://b.example/{token}/{token}/end?x#y"), "https://b.example/[redacted]/[redacted]/end"),
+        (format!("https://b.example//{token}/"), "https://b.example//[redacted]/"),
+        ("https://b.example/hook/[redacted]".to_owned(), "https://b.example/hook/[redacted]"),
+        // A host, words, numbers, and what is short are no tokens.
+        (format!("https://{token}.example/x"), "https://9f8e7d6c5b4a39281706abcd.example/x"),
+        (
+            "https://b.example/create_media_buy_notifications".to_owned(),
+            "https://b.example/create_media_buy_notifications",
+        ),
+        ("https://b.example/12345678901234567890/a1".to_owned(), "https://b.example/12345678901234567890/a1"),
+        ("no URL".to_owned(), "no URL"),
+    ] {
+        let row = client.query_one("SELECT taskbell.shown_url($1)", &[&url]).await.unwrap();
+        assert_eq!(row.get::<_, &str>(0), shown, "{url}");
+    }
+}
+
+#[tokio::test]
 async fn days_are_created_ahead_and_dropped_when_they_are_old() {
     let database = TestDatabase::migrated().await;
     let client = database.client().await;

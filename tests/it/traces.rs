@@ -82,6 +82,16 @@ async fn a_build_without_opentelemetry_refuses_to_be_told_of_a_collector() {
     );
 }
 
+#[cfg(not(feature = "otlp"))]
+#[tokio::test]
+async fn a_build_without_opentelemetry_says_that_the_variable_has_no_effect() {
+    let database = TestDatabase::migrated().await;
+    let endpoint = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")];
+    let daemon = Running::start(&database, &endpoint).await;
+    assert!(daemon.log().contains("this build sends no spans"), "{}", daemon.log());
+    assert!(daemon.stop().success());
+}
+
 #[cfg(feature = "otlp")]
 mod otlp {
     use std::sync::{Arc, Mutex};

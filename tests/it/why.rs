@@ -12,7 +12,7 @@ use super::support::{TestDatabase, complete, eventually, issue};
 
 /// A webhook owed to nobody who answers, and the delivery's id.
 async fn owed(client: &Client, id: &str) -> i64 {
-    issue(client, id, Some("https://buyer.example/hook/9f8e7d6c5b4a39281706abcd?secret=hush")).await;
+    issue(client, id, Some("https://buyer.example/hook/9f8e7d6c5b4a39281706hush?secret=hush")).await;
     complete(client, id).await;
     let sql = "SELECT delivery_id FROM taskbell.delivery WHERE task_id = $1";
     client.query_one(sql, &[&id]).await.unwrap().get(0)
@@ -74,6 +74,9 @@ async fn a_webhook_that_went_out_or_failed_is_explained_by_every_name_it_has() {
     let key = delivery["idempotency_key"].as_str().unwrap();
     for name in ["op_t_ok", key, &delivery["delivery_id"].to_string()] {
         assert_eq!(why(&database, name, "delivered").await["task_id"], "t_ok", "{name}");
+        let within = ask(&database, &[name, "--since", "1h", "--json"]).await;
+        assert!(within.out.contains("\"task_id\":\"t_ok\""), "{within:?}");
+        assert_eq!(ask(&database, &[name, "--since", "0s"]).await.code, 2, "{name}");
     }
     let text = ask(&database, &["t_ok"]).await.out;
     assert!(
@@ -152,9 +155,9 @@ async fn what_holds_a_webhook_up_is_named() {
 async fn a_task_that_rings_nobody_says_why() {
     let database = TestDatabase::migrated().await;
     let client = database.client().await;
-    issue(&client, "t_open", Some("https://buyer.example/?secret=hush")).await;
+    issue(&client, "t_open", Some("https://buyer.example/9f8e7d6c5b4a39281706hush?secret=hush")).await;
     let open = why(&database, "op_t_open", "open").await;
-    assert_eq!(open["registration"]["url"], "https://buyer.example/");
+    assert_eq!(open["registration"]["url"], "https://buyer.example/[redacted]");
     issue(&client, "t_plain", None).await;
     assert!(todo(&why(&database, "t_plain", "open_unregistered").await).contains("register_webhook"));
     complete(&client, "t_plain").await;
@@ -219,11 +222,11 @@ async fn the_sdks_outbox_answers_as_far_as_its_columns_tell() {
     complete(&client, "t1").await;
     let row = "INSERT INTO adcp_task_webhook_outbox (task_id, task_type, terminal_status, url, operation_id,
                idempotency_key, account_id, encrypted_body, envelope_nonce, retry_horizon_seconds)
-               VALUES ('t1', 'create_media_buy', 'completed', 'https://buyer.example/hook?secret=hush', 'op_sdk',
+               VALUES ('t1', 'create_media_buy', 'completed', 'https://buyer.example/hook/9f8e7d6c5b4a39281706hush?secret=hush', 'op_sdk',
                        'whk_sdk_0123456789abcdef', 'acct', 'x', '123456789012', 86400)";
     client.batch_execute(row).await.unwrap();
     let there = why(&database, "t1", "not_served").await;
-    assert_eq!(there["deliveries"][0]["url"], "https://buyer.example/hook");
+    assert_eq!(there["deliveries"][0]["url"], "https://buyer.example/hook/[redacted]");
     for name in ["op_sdk", "whk_sdk_0123456789abcdef"] {
         assert_eq!(why(&database, name, "not_served").await["table"], "decisioning_tasks", "{name}");
     }
@@ -256,6 +259,8 @@ async fn the_sdks_outbox_answers_as_far_as_its_columns_tell() {
 async fn a_name_that_is_nobodys_or_several_tasks_says_where_and_which() {
     let database = TestDatabase::migrated().await;
     let client = database.client().await;
+    let recent = ask(&database, &["t", "--since", "7d"]).await;
+    assert!(recent.err.contains("journal of the last 7days"), "{recent:?}");
     let nowhere = ask(&database, &["t\u{1b}[2J"]).await;
     assert_eq!((nowhere.code, nowhere.out.as_str()), (2, ""), "{nowhere:?}");
     for place in ["decisioning_tasks", "journal of the last 30days", "no outbox of the AdCP Python SDK"] {

@@ -3,7 +3,7 @@
 SELECT jsonb_build_object(
     'source', 'sealed', 'delivery_id', id, 'task_id', task_id, 'account_id', account_id, 'task_type', task_type,
     'task_state', terminal_status, 'state', state, 'lane', taskbell.lane_of(url),
-    'url', regexp_replace(url, '[?#].*$', ''), 'operation_id', operation_id, 'idempotency_key', idempotency_key,
+    'url', taskbell.shown_url(url), 'operation_id', operation_id, 'idempotency_key', idempotency_key,
     'attempt_count', attempt_count, 'occurred_at', created_at, 'first_attempt_at', first_attempt_at,
     'retry_until', retry_until, 'next_attempt_at', available_at, 'settled_at', delivered_at,
     'last_status', last_http_status, 'last_reason', last_error)

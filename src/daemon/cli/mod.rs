@@ -61,7 +61,6 @@ enum Command {
     /// Looks at webhooks owed and delivered; retries and cancels them.
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
-    /// Says why a webhook was not delivered, or that it was.
     Why(why::Why),
     /// Shows the destinations where nothing goes out at the moment.
     #[command(subcommand)]
@@ -99,6 +98,13 @@ pub async fn main(cli: Cli) -> anyhow::Result<u8> {
         Command::Run => {
             let config = Config::load(&sources)?;
             let telemetry = telemetry::start(&config).context("log.filter")?;
+            if cfg!(not(feature = "otlp")) && sources.environment.contains_key("OTEL_EXPORTER_OTLP_ENDPOINT")
+            {
+                tracing::warn!(
+                    "OTEL_EXPORTER_OTLP_ENDPOINT is set, but this build sends no spans: \
+                     cargo install --features otlp"
+                );
+            }
             let keys = read_key_sets(&config.signing)?;
             let ran = run::run(config, keys, stop_on_signal()?, |_| ()).await;
             telemetry.finish().await;
@@ -145,6 +151,9 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
 
 /// What `watch list` and `check` look at.
 const WATCHED: &str = include_str!("watched.sql");
+
+/// What `why` and `check` know of daemons.
+const DAEMON: &str = include_str!("daemon.sql");
 
 /// How many rows a list may be asked for.
 const ROWS: std::ops::RangeFrom<i64> = 1..;
@@ -245,6 +254,8 @@ mod tests {
             ("deliveries retry seven", false),
             ("deliveries cancel 7", true),
             ("why whk_1 --table my_tasks --json", true),
+            ("why op_1 --since 7d", true),
+            ("why op_1 --since long", false),
             ("why", false),
             ("keys generate /k.jwk --kid k1", true),
             ("keys jwks /a.jwk /b.jwk", true),

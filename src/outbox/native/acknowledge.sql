@@ -27,8 +27,8 @@ WITH answer AS (
             task_created_at, occurred_at, delivery, lane, url, operation_id, idempotency_key, attempt_count,
             first_attempt_at, last_status)
     SELECT g.id, g.watch_id, g.task_id, nullif(g.account_id, ''), g.task_type, g.from_state, g.to_state,
-           g.task_created_at, g.occurred_at, CASE g.verdict WHEN 'supersede' THEN 'superseded' ELSE 'delivered' END, g.lane, regexp_replace(r.url, '[?#].*$', ''), r.operation_id,
-           g.idempotency_key,
+           g.task_created_at, g.occurred_at, CASE g.verdict WHEN 'supersede' THEN 'superseded' ELSE 'delivered' END, g.lane,
+           taskbell.shown_url(r.url), r.operation_id, g.idempotency_key,
            g.attempt_count, g.first_attempt_at, g.status
     FROM gone g LEFT JOIN taskbell.registration r USING (watch_id, task_id)
 ), logged AS (

@@ -134,7 +134,9 @@ impl Board {
                 tasks.push(row.get::<_, Value>(0));
             }
         }
-        oldest_first(&mut tasks);
+        by_age(&mut tasks);
+        tasks.reverse();
+        tasks.truncate(ROWS);
         let (mut dead, mut letters) = counted(client.query(DEAD, &[]).await?);
         if let Some(table) = &self.sealed_table {
             let sql = SEALED_DEAD.replace(SDK_TABLE, table);
@@ -142,6 +144,8 @@ impl Board {
             dead += more;
             letters.extend(theirs);
         }
+        by_age(&mut letters);
+        letters.truncate(ROWS);
         let (closed, lanes) = counted(client.query(LANES, &[]).await?);
         let (_, attempts) = counted(client.query(ATTEMPTS, &[]).await?);
         Ok(json!({
@@ -163,12 +167,10 @@ fn counted(rows: Vec<tokio_postgres::Row>) -> (i64, Vec<Value>) {
     (count, rows.iter().map(explained).collect())
 }
 
-fn oldest_first(tasks: &mut Vec<Value>) {
-    tasks.sort_by(|a, b| {
-        let age = |task: &Value| task["age"].as_f64().unwrap_or(0.0);
-        age(b).total_cmp(&age(a))
-    });
-    tasks.truncate(ROWS);
+/// The newest first.
+fn by_age(rows: &mut [Value]) {
+    let age = |row: &Value| row["age"].as_f64().unwrap_or(0.0);
+    rows.sort_by(|a, b| age(a).total_cmp(&age(b)));
 }
 
 const SETTINGS: &str = "SET default_transaction_read_only = on; SET statement_timeout = '2s'";

@@ -26,7 +26,7 @@ impl Gate {
 
     /// Whether the page may be asked for under this name.
     pub(super) fn knows_host(&self, headers: &HeaderMap) -> bool {
-        self.token.is_some() || headers.get(HOST).and_then(|host| host.to_str().ok()).is_some_and(is_loopback)
+        self.token.is_some() || names_loopback(headers)
     }
 
     /// Whether the request carries the token, or the cookie that stands for it.
@@ -48,10 +48,14 @@ impl Gate {
 
     /// The `Set-Cookie` for whoever has the token. The cookie is not the token: it opens this
     /// page and nothing else, and ends with the token.
-    pub(super) fn cookie_for(&self, token: &str) -> Option<String> {
+    /// Beyond loopback a browser sends it over TLS only.
+    pub(super) fn cookie_for(&self, token: &str, headers: &HeaderMap) -> Option<String> {
         let key = self.token.as_ref().filter(|key| is_token(key, token))?;
         let value = URL_SAFE_NO_PAD.encode(hmac::sign(key, COOKIE_MEANS));
-        Some(format!("{COOKIE_NAME}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={COOKIE_SECONDS}"))
+        let secure = if names_loopback(headers) { "" } else { "; Secure" };
+        Some(format!(
+            "{COOKIE_NAME}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={COOKIE_SECONDS}{secure}"
+        ))
     }
 }
 
@@ -60,6 +64,11 @@ impl Gate {
 fn is_token(key: &hmac::Key, typed: &str) -> bool {
     let typed = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, typed.as_bytes()), LOGIN_MEANS);
     hmac::verify(key, LOGIN_MEANS, typed.as_ref()).is_ok()
+}
+
+/// Whether it was asked for under a name of loopback.
+fn names_loopback(headers: &HeaderMap) -> bool {
+    headers.get(HOST).and_then(|host| host.to_str().ok()).is_some_and(is_loopback)
 }
 
 /// `localhost`, a name below it, or a loopback address; any port.
@@ -122,8 +131,12 @@ mod tests {
         for wrong in ["Bearer correct horse", "Bearer ", "Basic correct horse battery"] {
             assert!(!gate.admits(&headers(AUTHORIZATION, wrong)), "{wrong}");
         }
-        assert_eq!(gate.cookie_for("correct horse"), None);
-        let set = gate.cookie_for("correct horse battery").unwrap();
+        assert_eq!(gate.cookie_for("correct horse", &HeaderMap::new()), None);
+        let cookie = |host: &str| gate.cookie_for("correct horse battery", &headers(HOST, host)).unwrap();
+        for (host, secure) in [("localhost:9464", false), ("[::1]:1", false), ("ops.example", true)] {
+            assert_eq!(cookie(host).ends_with("; Secure"), secure, "{host}");
+        }
+        let set = cookie("ops.example");
         assert!(set.contains("HttpOnly; SameSite=Strict") && !set.contains("horse"), "{set}");
         let pair = set.split(';').next().unwrap();
         assert!(gate.admits(&headers(COOKIE, &format!("other=1; {pair}"))));

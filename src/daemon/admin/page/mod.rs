@@ -3,7 +3,7 @@
 //! One document with its style and its script, all compiled in; nothing is loaded from
 //! elsewhere, and the policy that goes with it allows nothing else. What it shows comes as
 //! server-sent events from the [`Board`] and is put in as text. No payloads, no secrets, URLs
-//! without query. Who may look is the [`Gate`]'s to say.
+//! without query and tokens. Who may look is the [`Gate`]'s to say.
 
 mod gate;
 mod board;
@@ -73,9 +73,9 @@ async fn document(State(page): State<Arc<Page>>, headers: HeaderMap) -> Response
 }
 
 /// Takes the token once and leaves a cookie for it.
-async fn login(State(page): State<Arc<Page>>, form: Bytes) -> Response {
+async fn login(State(page): State<Arc<Page>>, headers: HeaderMap, form: Bytes) -> Response {
     let token = url::form_urlencoded::parse(&form).find(|(name, _)| name == "token");
-    match token.and_then(|(_, token)| page.gate.cookie_for(token.trim())) {
+    match token.and_then(|(_, token)| page.gate.cookie_for(token.trim(), &headers)) {
         Some(cookie) => {
             let home = [(header::LOCATION, "/".to_owned()), (header::SET_COOKIE, cookie)];
             (StatusCode::SEE_OTHER, home).into_response()

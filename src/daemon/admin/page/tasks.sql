@@ -4,7 +4,7 @@ SELECT format(
     'SELECT jsonb_build_object(
          ''task_id'', o.task_id, ''task_type'', o.task_type, ''account_id'', o.account_id, ''state'', o.state,
          ''age'', extract(epoch FROM now() - o.at),
-         ''url'', (SELECT regexp_replace(r.url, ''[?#].*$'', '''') FROM taskbell.registration r
+         ''url'', (SELECT taskbell.shown_url(r.url) FROM taskbell.registration r
                    WHERE r.watch_id = %7$s AND r.task_id = o.task_id)), o.n, row_number() OVER ()
      FROM (
          SELECT t.%2$I::text AS task_id, t.%3$I::text AS task_type, %4$s AS account_id, t.%5$I::text AS state, a.at,

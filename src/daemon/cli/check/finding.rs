@@ -1,6 +1,7 @@
 //! What a check found, how bad it is, and what to do about it.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -82,4 +83,9 @@ impl Findings {
         }
         Ok(())
     }
+}
+
+/// A span as people say it.
+pub(super) fn for_people(seconds: f64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64)).to_string()
 }

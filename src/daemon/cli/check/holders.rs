@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Error, Transaction};
 
-use super::finding::Findings;
+use super::finding::{Findings, for_people};
 
 /// What has been open for longer than `long` is named.
 pub(super) async fn holders(
@@ -117,10 +117,6 @@ impl Replica<'_> {
             found.warn("slots", says, &remedy);
         }
     }
-}
-
-fn for_people(seconds: f64) -> String {
-    humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64)).to_string()
 }
 
 const TRANSACTIONS: &str = include_str!("transactions.sql");

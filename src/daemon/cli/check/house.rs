@@ -17,12 +17,18 @@ pub(super) async fn partitions(transaction: &Transaction<'_>, found: &mut Findin
             );
         }
         if astray {
+            let what = match parent {
+                "transition" => "what `why` and `tasks show` know of those tasks",
+                _ => "those attempts, for `why` and webhook_activity",
+            };
             found.warn(
                 "partitions",
-                format!("rows of taskbell.{parent} stand in its default partition, where none is dropped by age"),
                 format!(
-                    "they keep that day's partition from being made: TRUNCATE taskbell.{parent}_default, then \
-                     SELECT taskbell.create_partitions()"
+                    "rows of taskbell.{parent} stand in its default partition, where none is dropped by age"
+                ),
+                format!(
+                    "they keep that day's partition from being made: SELECT taskbell.move_to_days(), as the \
+                     schema's owner, moves them (TRUNCATE taskbell.{parent}_default would lose {what})"
                 ),
             );
         }
@@ -70,7 +76,7 @@ impl HotTable {
             found.warn(
                 "outbox table",
                 format!("{size}: not vacuumed in time"),
-                "end what holds old rows (next lines), then VACUUM taskbell.outbox",
+                "end what holds old rows (transactions and slots, in the lines above), then VACUUM taskbell.outbox",
             );
         } else if bytes > LARGE && bytes / live.max(1) > BYTES_PER_ROW {
             found.warn(

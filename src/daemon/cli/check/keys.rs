@@ -27,7 +27,19 @@ pub(super) async fn signing(config: &Config, found: &mut Findings) {
             let algorithm = key.algorithm().as_str();
             found.ok("signing key", format!("{whose}signs as {} ({algorithm})", key.kid()));
         }
-        let Some(uri) = &source.jwks_uri else { continue };
+        let Some(uri) = &source.jwks_uri else {
+            let key =
+                scope.map_or("signing".to_owned(), |scope| format!("signing.scopes.{}", scope.as_str()));
+            let says =
+                format!("{whose}{key}.jwks_uri is not set: whether buyers find the keys is not looked at");
+            match config.production {
+                true => {
+                    found.warn("published keys", says, "say there where `taskbell keys jwks` is published")
+                }
+                false => found.ok("published keys", says),
+            }
+            continue;
+        };
         match differences(uri, config.http_ca_file.as_deref(), ring, now).await {
             Ok(differences) if differences.is_empty() => {
                 found.ok("published keys", format!("{whose}buyers find every key at {uri}"));

@@ -13,6 +13,7 @@ mod holders;
 mod connections;
 mod destinations;
 mod daemon;
+mod backlog;
 
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use finding::{Findings, Severity};
 /// ever, or not as quickly as they could. Nothing is changed, and nothing sent to buyers.
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 all is well, or there are warnings only; 1 something fails, \
-                        with --strict also a warning; 2 it could not be checked.")]
+                        with --strict also a warning; 2 it was called wrongly.")]
 pub(super) struct Check {
     /// One JSON document instead of lines.
     #[arg(long)]
@@ -70,7 +71,7 @@ impl Check {
         keys::signing(config, found).await;
         let sealing = keys::sealing(config, found);
         keys::certificates(config, found);
-        daemon::daemon(config, found).await;
+        daemon::here(config, found).await;
         let connector = match Connector::new(&config.database) {
             Ok(connector) => connector,
             Err(error) => return found.broken("database", error.to_string()),
@@ -82,6 +83,7 @@ impl Check {
         let client = &mut client;
         let Some(pooling) = listener::pooler(&connector, found).await else { return };
         look(client, found, "database", async |look, found| server::server(look, found).await).await;
+        look(client, found, "daemon", async |look, found| daemon::listens(look, found).await).await;
         if pooling == Pooling::None {
             listener::listener(&connector, found).await;
         }
@@ -114,6 +116,8 @@ impl Check {
             })
             .await;
         }
+        look(client, found, "webhooks", async |look, found| backlog::backlog(look, config, found).await)
+            .await;
         look(client, found, "partitions", async |look, found| house::partitions(look, found).await).await;
         look(client, found, "outbox table", async |look, found| house::outbox(look, found).await).await;
         if self.destinations {

@@ -14,7 +14,8 @@ WITH needed (kind, object, privilege) AS (
     SELECT 'FUNCTION', p.oid, 'EXECUTE'
     FROM pg_proc p
     WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'taskbell')
-      AND p.proname IN ('create_partitions', 'drop_partitions', 'heal_circuits', 'trip_circuits', 'open_condition', 'lane_of')
+      AND p.proname IN ('create_partitions', 'drop_partitions', 'heal_circuits', 'trip_circuits', 'open_condition', 'lane_of',
+                        'shown_url')
     UNION ALL
     SELECT 'SCHEMA', oid, 'USAGE' FROM pg_namespace WHERE nspname = 'taskbell'
     UNION ALL

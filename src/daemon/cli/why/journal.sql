@@ -1,5 +1,5 @@
 -- All that our own tables know of one task: state changes, registration, webhooks with attempts.
--- No secrets and no documents; URLs without query. Spans are seconds from now.
+-- No secrets and no documents; URLs as they may be shown. Spans are seconds from now.
 -- $1 watched table, $2 task id
 SELECT jsonb_build_object(
     'timeline', coalesce((
@@ -8,7 +8,7 @@ SELECT jsonb_build_object(
         FROM taskbell.timeline t WHERE t.watch_id = $1 AND t.task_id = $2), '[]'),
     'registration', (
         SELECT jsonb_build_object('scheme', coalesce(r.scheme, 'RFC 9421'), 'signing_scope', r.signing_scope,
-                                  'url', regexp_replace(r.url, '[?#].*$', ''), 'operation_id', r.operation_id,
+                                  'url', taskbell.shown_url(r.url), 'operation_id', r.operation_id,
                                   'states', r.states, 'registered_at', r.registered_at)
         FROM taskbell.registration r WHERE r.watch_id = $1 AND r.task_id = $2),
     'deliveries', coalesce((

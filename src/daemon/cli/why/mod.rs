@@ -11,6 +11,7 @@ mod print;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use clap::Args;
@@ -18,11 +19,16 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use super::DAEMON;
 use crate::daemon::config::Config;
 use crate::daemon::database::{Connector, explain};
 use case::Case;
 use verdict::verdict;
 
+/// Says why a webhook was not delivered, or that it was.
+///
+/// By task id it is quick. By operation id, key or delivery id the journal is read as a whole, which
+/// takes a while where it is large: --since says how far back.
 #[derive(Debug, Args)]
 pub(super) struct Why {
     /// A task id, operation id, idempotency key or delivery id.
@@ -30,6 +36,9 @@ pub(super) struct Why {
     /// Only in this task table, where several know the name.
     #[arg(long)]
     table: Option<String>,
+    /// Read the journal only so far back, for a name that is no task id.
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    since: Option<Duration>,
     /// A JSON document for each task.
     #[arg(long)]
     json: bool,
@@ -47,12 +56,16 @@ impl Why {
     pub(super) async fn run(self, config: &Config) -> anyhow::Result<()> {
         let client = Connector::new(&config.database)?.client().await?;
         let search = Search::begin(&client, config).await.map_err(|error| anyhow!(explain(&error)))?;
-        let mut found = search.find(&self.what).await.map_err(|error| anyhow!(explain(&error)))?;
+        let mut found =
+            search.find(&self.what, self.since).await.map_err(|error| anyhow!(explain(&error)))?;
         if let Some(table) = &self.table {
             found.retain(|found| found.table.as_ref() == Some(table));
         }
         if found.is_empty() {
-            bail!("{}", search.looked(&self.what, config));
+            bail!(
+                "{}",
+                search.looked(&self.what, self.since.map_or(config.keep, |since| since.min(config.keep)))
+            );
         }
         let mut out = io::stdout().lock();
         if found.len() > 1 && !self.json {
@@ -114,7 +127,7 @@ impl<'a> Search<'a> {
     }
 
     /// Every task that the name stands for: by task id, and only if there is none by the rest.
-    async fn find(&self, what: &str) -> Result<Vec<Found>, tokio_postgres::Error> {
+    async fn find(&self, what: &str, since: Option<Duration>) -> Result<Vec<Found>, tokio_postgres::Error> {
         let mut names: BTreeSet<(Option<i16>, String)> = BTreeSet::new();
         for table in &self.tables {
             if self.task(table, what).await?.is_some() {
@@ -124,7 +137,8 @@ impl<'a> Search<'a> {
         let named = |row: &tokio_postgres::Row| (Some(row.get::<_, i16>(0)), row.get::<_, String>(1));
         names.extend(self.client.query(FIND_TASK, &[&what]).await?.iter().map(named));
         if names.is_empty() {
-            names.extend(self.client.query(FIND_OTHER, &[&what, &MANY]).await?.iter().map(named));
+            let since = since.map(|since| since.as_secs_f64());
+            names.extend(self.client.query(FIND_OTHER, &[&what, &MANY, &since]).await?.iter().map(named));
         }
         let mut sealed = self.sealed(what).await?;
         // The SDK's rows name the task and not its table, which of several is the SDK's first.
@@ -197,7 +211,7 @@ impl<'a> Search<'a> {
     }
 
     /// What to say of a name that nothing has.
-    fn looked(&self, what: &str, config: &Config) -> String {
+    fn looked(&self, what: &str, back: Duration) -> String {
         let tables: Vec<&str> = self.tables.iter().map(|table| table.name.as_str()).collect();
         let sealed = match &self.sealed {
             Some((table, _)) => format!("the SDK's outbox {table}"),
@@ -209,7 +223,7 @@ impl<'a> Search<'a> {
              last {}\n  - {sealed}\n  Is it the right database, and is the name whole?",
             super::cell(&what.into()),
             if tables.is_empty() { "none (`taskbell watch add`)".to_owned() } else { tables.join(", ") },
-            humantime::format_duration(config.keep),
+            humantime::format_duration(back),
         )
     }
 }
@@ -225,7 +239,6 @@ const FIND_TASK: &str = include_str!("find_task.sql");
 const FIND_OTHER: &str = include_str!("find_other.sql");
 const JOURNAL: &str = include_str!("journal.sql");
 const SEALED: &str = include_str!("sealed.sql");
-const DAEMON: &str = include_str!("daemon.sql");
 const SDK_COLUMNS: &str = include_str!("../../sealed_columns.sql");
 /// The name in the statement, replaced by the configured one; also where the SDK puts it.
 const SDK_TABLE: &str = "adcp_task_webhook_outbox";

@@ -3,7 +3,7 @@
 SELECT jsonb_build_object(
     'source', 'sealed', 'served', $2::boolean, 'delivery_id', o.id, 'task_id', o.task_id,
     'account_id', o.account_id, 'task_type', o.task_type, 'task_state', o.terminal_status, 'state', o.state,
-    'lane', taskbell.lane_of(o.url), 'url', regexp_replace(o.url, '[?#].*$', ''), 'operation_id', o.operation_id,
+    'lane', taskbell.lane_of(o.url), 'url', taskbell.shown_url(o.url), 'operation_id', o.operation_id,
     'idempotency_key', o.idempotency_key, 'attempt_count', o.attempt_count, 'occurred_at', o.created_at,
     'first_attempt_at', o.first_attempt_at, 'retry_until', o.retry_until, 'next_attempt_at', n.at,
     'settled_at', o.delivered_at, 'last_status', o.last_http_status, 'last_reason', o.last_error,
