@@ -17,10 +17,10 @@
 //! would seem to have passed it.
 //!
 //! ```text
-//!   asleep ──bell──▶ awake (lock asked for or held, triggers silent)
-//!     ▲                │ nothing for the linger time
-//!     │                ▼
-//!     └─ xmin ≥ X ── settling (lock free, triggers ring; polls until X has passed)
+//!   asleep (a bell: look) ──quick pace──▶ awake (lock asked for or held, triggers silent)
+//!     ▲                                     │ slow for the linger time
+//!     │                                     ▼
+//!     └────────────── xmin ≥ X ──────── settling (lock free, triggers ring; polls until X has passed)
 //! ```
 
 use std::time::Duration;

@@ -207,7 +207,7 @@ async fn a_browser_shows_it_live_and_takes_nothing_hostile_for_markup() {
     furnish(&client, hostile).await;
     let daemon = with_page(&database, &[("TASKBELL_ADMIN__PAGE_TOKEN", TOKEN)]).await;
     browser.open(&format!("http://{}/", daemon.admin)).await;
-    browser.until("document.querySelector('#token') === document.activeElement").await;
+    browser.until("document.querySelector('#token')?.matches(':focus')").await;
     browser.value(&format!("document.querySelector('#token').value = '{TOKEN}'")).await;
     browser.value("document.querySelector('button').click()").await;
     browser.until("document.querySelector('#state')?.textContent === 'Live'").await;
