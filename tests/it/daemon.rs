@@ -42,6 +42,11 @@ impl Running {
         self.log.lock().unwrap().clone()
     }
 
+    /// The same, also of what it is yet to log.
+    pub fn log_later(&self) -> Shared<String> {
+        self.log.clone()
+    }
+
     pub async fn get(&self, path: &str) -> (u16, String) {
         let response = reqwest::get(format!("http://{}{path}", self.admin)).await.unwrap();
         (response.status().as_u16(), response.text().await.unwrap())

@@ -35,7 +35,8 @@ async fn a_rolling_restart_loses_nothing_and_sends_nothing_twice() {
     while !seller.is_finished() || restarts < 4 {
         daemons.push(Running::start(&database, &environment).await);
         let old = daemons.remove(0);
-        assert!(tokio::task::spawn_blocking(move || old.stop()).await.unwrap().success());
+        let (log, ended) = tokio::task::spawn_blocking(move || (old.log_later(), old.stop())).await.unwrap();
+        assert!(ended.success(), "{ended}: {}", log.lock().unwrap());
         restarts += 1;
     }
     let client = seller.await.unwrap();

@@ -286,7 +286,8 @@ impl Outbox for NativeOutbox {
         })
         .await?;
         client.give_back();
-        Ok(row?.map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0))))
+        let seconds = row?.and_then(|row| row.get::<_, Option<f64>>(0));
+        Ok(seconds.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
     }
 
     async fn expire(&self) -> Result<u64, OutboxError> {

@@ -1,6 +1,7 @@
 -- Seconds until the next row may be claimed, negative when one is overdue; no row when none waits.
 -- A lane whose circuit is closed is due when its pause is over. Of the others the first row that is not
 -- in flight counts, and the leases of those in flight, which stand before all that is not due yet.
+-- They are not sought by the time: one may have come, and been claimed, after our now().
 -- $1 rows at most that are asked for their lease
 WITH RECURSIVE walk AS (
     (SELECT o.lane, o.account_id FROM taskbell.outbox o
@@ -28,7 +29,7 @@ LEFT JOIN LATERAL (
     ), (
         SELECT min(f.lease_expires_at) FROM (
             SELECT o.lease_expires_at FROM taskbell.outbox o
-            WHERE o.lane = w.lane AND o.account_id = w.account_id AND o.available_at <= now()
+            WHERE o.lane = w.lane AND o.account_id = w.account_id AND o.available_at IS NOT NULL
             ORDER BY o.available_at, o.id LIMIT $1::bigint
         ) f
     )) AS due
