@@ -44,7 +44,7 @@ pub struct WorkerSettings {
     pub concurrency: usize,
     /// Attempts in flight at once to one destination.
     pub per_lane: usize,
-    /// How long it stays awake after the last row, with the bell silent.
+    /// How long it stays awake after the last busy moment, with the bell silent.
     pub linger: Duration,
     /// How often it looks although nobody rang.
     pub safety_poll: Duration,
