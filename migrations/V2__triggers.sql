@@ -23,11 +23,14 @@ BEGIN
 END $$;
 
 -- A terminal task is never changed, whoever tries.
-CREATE FUNCTION taskbell.refuse_terminal_change() RETURNS trigger
+CREATE FUNCTION taskbell.refuse_terminal_change(task_table regclass) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    relation pg_class;
 BEGIN
-    RAISE EXCEPTION 'a task of % that has ended cannot be changed', TG_RELID::regclass
-        USING ERRCODE = 'check_violation', TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA,
+    SELECT c.* INTO relation FROM pg_class c WHERE c.oid = task_table;
+    RAISE EXCEPTION 'a task of % that has ended cannot be changed', task_table
+        USING ERRCODE = 'check_violation', TABLE = relation.relname, SCHEMA = relation.relnamespace::regnamespace::text,
               CONSTRAINT = 'taskbell_terminal_is_final',
               HINT = 'The buyer was told, or is about to be. Issue a new task instead; updates that may race '
                      'with the end should say WHERE state NOT IN (''completed'', ''failed'').';
@@ -148,16 +151,26 @@ BEGIN
         END;
     END IF;
 
+    -- Conditions stand in the function and not in a WHEN of the trigger: PostgreSQL reads a WHEN
+    -- anew for each statement, which costs a seller's commit more than the call.
     EXECUTE format($body$
         CREATE OR REPLACE FUNCTION taskbell.record_%1$s() RETURNS trigger
             LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $record$
         DECLARE
-            lane text;
+            lane  text;
+            ended boolean := new.%3$I::text IN (%11$s);
         BEGIN
             IF tg_op = 'UPDATE' THEN
+                IF old.%3$I::text IN (%11$s) THEN
+                    IF old.%3$I IS DISTINCT FROM new.%3$I%13$s THEN
+                        PERFORM taskbell.refuse_terminal_change(tg_relid);
+                    END IF;
+                    RETURN NULL;
+                ELSIF old.%3$I IS NOT DISTINCT FROM new.%3$I THEN
+                    RETURN NULL;
+                END IF;
                 SELECT r.lane INTO lane FROM taskbell.registration r
-                WHERE r.watch_id = %1$s AND r.task_id = new.%2$I::text
-                  AND (new.%3$I::text IN (%11$s) OR new.%3$I::text = ANY (r.states));
+                WHERE r.watch_id = %1$s AND r.task_id = new.%2$I::text AND (ended OR new.%3$I::text = ANY (r.states));
             END IF;
             IF lane IS NULL THEN
                 INSERT INTO taskbell.outbox (watch_id, task_id, account_id, task_type, from_state, to_state,
@@ -169,7 +182,7 @@ BEGIN
                 VALUES (%1$s, new.%2$I, %5$s, new.%4$I, old.%3$I, new.%3$I, %6$s, lane, gen_random_uuid(),
                         CASE WHEN new.%3$I::text = 'completed' THEN %7$s
                              WHEN new.%3$I::text = 'failed' THEN %8$s
-                             WHEN new.%3$I::text IN (%11$s) THEN coalesce(%7$s, %8$s)
+                             WHEN ended THEN coalesce(%7$s, %8$s)
                              ELSE %12$s END, %9$s);
             END IF;
             %10$s
@@ -184,29 +197,16 @@ BEGIN
         CASE WHEN doorbell THEN
             -- The body of taskbell.ring(), in place: a call would cost as much as the lock.
             'IF pg_try_advisory_xact_lock_shared(8386110886190083180) THEN PERFORM pg_notify(''taskbell'', ''''); END IF;'
-        END, terminal, coalesce('new.' || quote_ident(progress_column), 'NULL::jsonb'));
+        END, terminal, coalesce('new.' || quote_ident(progress_column), 'NULL::jsonb'),
+        (SELECT coalesce(string_agg(format(' OR old.%1$I IS DISTINCT FROM new.%1$I', c), ''), '')
+         FROM unnest(ARRAY[result_column, error_column]) AS c WHERE c IS NOT NULL));
     EXECUTE format('REVOKE EXECUTE ON FUNCTION taskbell.record_%s() FROM PUBLIC', watched.watch_id);
     recorder := format('taskbell.record_%s', watched.watch_id)::regproc;
 
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = task_table AND tgname = 'taskbell_record_insert'
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = task_table AND tgname = 'taskbell_record'
                    AND tgfoid = recorder AND tgenabled <> 'D') THEN
-        EXECUTE format('CREATE OR REPLACE TRIGGER taskbell_record_insert AFTER INSERT ON %s
+        EXECUTE format('CREATE OR REPLACE TRIGGER taskbell_record AFTER INSERT OR UPDATE ON %s
                         FOR EACH ROW EXECUTE FUNCTION %s()', task_table, recorder);
-    END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = task_table AND tgname = 'taskbell_record_update'
-                   AND tgfoid = recorder AND tgenabled <> 'D') THEN
-        EXECUTE format('CREATE OR REPLACE TRIGGER taskbell_record_update AFTER UPDATE ON %1$s
-                        FOR EACH ROW WHEN (old.%2$I IS DISTINCT FROM new.%2$I) EXECUTE FUNCTION %3$s()',
-                       task_table, state_column, recorder);
-    END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = task_table AND tgname = 'taskbell_terminal_is_final'
-                   AND tgenabled <> 'D') THEN
-        EXECUTE format('CREATE OR REPLACE TRIGGER taskbell_terminal_is_final BEFORE UPDATE ON %1$s
-                        FOR EACH ROW WHEN (old.%2$I::text IN (%4$s) AND (old.%2$I IS DISTINCT FROM new.%2$I%3$s))
-                        EXECUTE FUNCTION taskbell.refuse_terminal_change()',
-                       task_table, state_column,
-                       (SELECT coalesce(string_agg(format(' OR old.%1$I IS DISTINCT FROM new.%1$I', c), ''), '')
-                        FROM unnest(ARRAY[result_column, error_column]) AS c WHERE c IS NOT NULL), terminal);
     END IF;
     RETURN watched.watch_id;
 END $$;
@@ -219,9 +219,7 @@ DECLARE
 BEGIN
     -- A table that was dropped took its triggers with it.
     IF EXISTS (SELECT FROM pg_class WHERE oid = task_table) THEN
-        EXECUTE format('DROP TRIGGER IF EXISTS taskbell_record_insert ON %s', task_table);
-        EXECUTE format('DROP TRIGGER IF EXISTS taskbell_record_update ON %s', task_table);
-        EXECUTE format('DROP TRIGGER IF EXISTS taskbell_terminal_is_final ON %s', task_table);
+        EXECUTE format('DROP TRIGGER IF EXISTS taskbell_record ON %s', task_table);
         EXECUTE format('DROP TRIGGER IF EXISTS taskbell_doorbell ON %s', task_table);
     END IF;
     DELETE FROM taskbell.watched_table w WHERE w.relation = task_table RETURNING w.watch_id INTO gone;
@@ -261,7 +259,7 @@ BEGIN
 END $$;
 
 REVOKE EXECUTE ON FUNCTION
-    taskbell.ring(), taskbell.ring_for_rows(), taskbell.open_condition(regclass, name), taskbell.refuse_terminal_change(), taskbell.create_task_table(text),
+    taskbell.ring(), taskbell.ring_for_rows(), taskbell.open_condition(regclass, name), taskbell.refuse_terminal_change(regclass), taskbell.create_task_table(text),
     taskbell.watch(regclass, text, name, name, name, name, name, name, name, name, name, boolean),
     taskbell.unwatch(regclass)
 FROM PUBLIC;

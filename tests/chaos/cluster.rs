@@ -48,6 +48,7 @@ impl Cluster {
         // What a seller has committed must not be forgotten; the daemons choose for themselves.
         client.batch_execute("ALTER DATABASE postgres SET synchronous_commit = on").await.unwrap();
         migrations::apply(&mut client).await.unwrap();
+        client.batch_execute(include_str!("../it/support/rules.sql")).await.unwrap();
         cluster
     }
 

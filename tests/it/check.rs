@@ -245,11 +245,11 @@ async fn each_missing_grant_is_named_and_what_it_asks_for_is_all_that_a_daemon_n
 async fn triggers_that_would_not_fire_are_named() {
     let patient = Patient::well().await;
     let again = ("fail", "triggers", "`taskbell watch add decisioning_tasks --profile adcp-python`");
-    patient.sql("ALTER TABLE decisioning_tasks DISABLE TRIGGER taskbell_record_update").await;
+    patient.sql("ALTER TABLE decisioning_tasks DISABLE TRIGGER taskbell_record").await;
     patient.found(&[again]).await;
-    patient.sql("ALTER TABLE decisioning_tasks ENABLE TRIGGER taskbell_record_update").await;
+    patient.sql("ALTER TABLE decisioning_tasks ENABLE TRIGGER taskbell_record").await;
     patient.found(&[]).await;
-    patient.sql("DROP TRIGGER taskbell_record_insert ON decisioning_tasks").await;
+    patient.sql("DROP TRIGGER taskbell_record ON decisioning_tasks").await;
     patient.found(&[again]).await;
     patient.sql("DROP TABLE decisioning_tasks").await;
     patient.found(&[("warn", "triggers", "DELETE FROM taskbell.watched_table WHERE relation =")]).await;

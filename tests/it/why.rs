@@ -188,7 +188,7 @@ async fn a_task_that_rings_nobody_says_why() {
     why(&database, "t_gone", "gone").await;
     client
         .batch_execute(
-            "ALTER TABLE decisioning_tasks DISABLE TRIGGER taskbell_record_insert;
+            "ALTER TABLE decisioning_tasks DISABLE TRIGGER taskbell_record;
              INSERT INTO decisioning_tasks (task_id, account_id, state, task_type, created_at, updated_at)
              VALUES ('t_dark', 'a', 'failed', 'create_media_buy', 0, 0)",
         )

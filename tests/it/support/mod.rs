@@ -70,7 +70,9 @@ impl TestDatabase {
     /// A database with the schema and `decisioning_tasks`.
     pub async fn migrated() -> Self {
         let database = Self::empty().await;
-        migrations::apply(&mut database.client().await).await.unwrap();
+        let mut client = database.client().await;
+        migrations::apply(&mut client).await.unwrap();
+        client.batch_execute(RULES).await.unwrap();
         database
     }
 
@@ -143,3 +145,6 @@ pub const INSERT: &str = "INSERT INTO decisioning_tasks (task_id, account_id, ta
                           VALUES ($1, 'acct', 'create_media_buy', extract(epoch FROM now()), 0)";
 pub const COMPLETE: &str =
     "UPDATE decisioning_tasks SET state = 'completed', result = '{\"n\": 1.50}' WHERE task_id = $1";
+
+/// Constraints that production goes without.
+const RULES: &str = include_str!("rules.sql");
