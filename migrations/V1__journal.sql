@@ -126,6 +126,13 @@ CREATE INDEX outbox_lane ON taskbell.outbox (lane, account_id, available_at, id)
     WHERE lane IS NOT NULL AND available_at IS NOT NULL;
 CREATE INDEX outbox_unowed ON taskbell.outbox (id) WHERE lane IS NULL;
 
+-- What the bell says of a webhook owed at a lane to an account: a number, because everybody may listen.
+-- Without a search_path of its own, so that it is put in place of the call.
+CREATE FUNCTION taskbell.bell_of(lane text, account_id text) RETURNS text
+    LANGUAGE sql IMMUTABLE AS $$
+    SELECT hashtextextended(lane || ' ' || account_id, 0)::text
+$$;
+
 -- The health of a lane, for each account there: buyers share receivers, and one buyer's revoked
 -- credential must not close them all. A row only where something failed.
 -- `closed_until`: nothing is claimed before; then one row probes. `recovered`: successes since it

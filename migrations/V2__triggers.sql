@@ -3,7 +3,7 @@
 -- watch() writes one trigger function per watched table, with the column names in place: static
 -- SQL whose plan is cached is the cheapest thing a seller's commit can carry.
 
--- Rings the daemon, unless one is awake. A daemon that is awake holds (or waits for) the
+-- Rings the daemon, unless one is awake; it looks everywhere. A daemon that is awake holds (or waits for) the
 -- exclusive side of this lock and looks at the table by itself; notifying it would make every
 -- commit of the cluster wait for this one. The number is 'taskbell' in ASCII.
 CREATE FUNCTION taskbell.ring() RETURNS void
@@ -71,6 +71,7 @@ DECLARE
     missing      text;
     created_type text;
     created      text := 'NULL::timestamptz';
+    account      text;
     recorder     regproc;
     -- The states that end a task (AdCP, task-status.json).
     terminal     CONSTANT text := '''completed'', ''failed'', ''canceled'', ''rejected''';
@@ -151,6 +152,7 @@ BEGIN
         END;
     END IF;
 
+    account := coalesce('coalesce(new.' || quote_ident(account_column) || '::text, '''')', '''''');
     -- Conditions stand in the function and not in a WHEN of the trigger: PostgreSQL reads a WHEN
     -- anew for each statement, which costs a seller's commit more than the call.
     EXECUTE format($body$
@@ -190,13 +192,14 @@ BEGIN
         END $record$
         $body$,
         watched.watch_id, id_column, state_column, type_column,
-        coalesce('coalesce(new.' || quote_ident(account_column) || '::text, '''')', ''''''), created,
+        account, created,
         coalesce('new.' || quote_ident(result_column), 'NULL::jsonb'),
         coalesce('new.' || quote_ident(error_column), 'NULL::jsonb'),
         coalesce('new.' || quote_ident(context_column), 'NULL::jsonb'),
         CASE WHEN doorbell THEN
             -- The body of taskbell.ring(), in place: a call would cost as much as the lock.
-            'IF pg_try_advisory_xact_lock_shared(8386110886190083180) THEN PERFORM pg_notify(''taskbell'', ''''); END IF;'
+            format('IF pg_try_advisory_xact_lock_shared(8386110886190083180) THEN '
+                   'PERFORM pg_notify(''taskbell'', coalesce(taskbell.bell_of(lane, %s), ''change'')); END IF;', account)
         END, terminal, coalesce('new.' || quote_ident(progress_column), 'NULL::jsonb'),
         (SELECT coalesce(string_agg(format(' OR old.%1$I IS DISTINCT FROM new.%1$I', c), ''), '')
          FROM unnest(ARRAY[result_column, error_column]) AS c WHERE c IS NOT NULL));

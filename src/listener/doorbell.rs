@@ -121,6 +121,7 @@ impl Gate<'_> {
 /// The worker's handle on the doorbell: requests to a task that owns the connection.
 ///
 /// Losing the connection frees the lock, so it can only make the bell ring more often.
+#[derive(Clone)]
 pub struct Doorbell {
     requests: mpsc::UnboundedSender<Request>,
 }

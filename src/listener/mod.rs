@@ -1,58 +1,48 @@
 //! Wakes the worker: a `LISTEN` connection of its own that proves it is alive.
 //!
 //! A notification is a hint; the table is the truth. So the listener subscribes first and then
-//! reports [`Wake::Connected`], at which the worker looks at the table: whatever was committed
+//! says so ([`Heard::connected`]), at which the worker looks at the table: whatever was committed
 //! while nobody listened is found by that look. A half-open socket gives no error and a pooler
 //! in transaction mode swallows notifications, so every few seconds the listener notifies
 //! itself, and takes a probe that does not come back for a lost connection.
 
 mod doorbell;
+mod heard;
 mod session;
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::AsyncMessage;
 use tokio_util::sync::CancellationToken;
 
 pub use doorbell::{Doorbell, DoorbellError, Gate, Horizon};
+pub use heard::{Heard, Ringer, Wakes, wakes};
 pub use session::{Connect, ConnectError, Session};
 
 /// The channel on which triggers, operators and daemons ring.
 pub const CHANNEL: &str = "taskbell";
 
-/// Why the worker should look at the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Wake {
-    /// A trigger, an operator or another daemon rang.
-    Bell,
-    /// The listener has just subscribed: something may have been missed.
-    Connected,
-}
-
 /// Listens until it is cancelled, through any number of lost connections.
 pub struct Listener {
     connect: Connect,
-    wakes: mpsc::Sender<Wake>,
+    ringer: Ringer,
     up: watch::Sender<bool>,
     probe_interval: Duration,
 }
 
 impl Listener {
-    /// A listener that reports wakes to the receiver returned and its state to `up`.
+    /// A listener, what it hears, and whether it is up.
     ///
     /// `probe_interval`: how often it proves itself; an answer is waited for as long again, at
     /// most [`PROBE_PATIENCE`].
     #[must_use]
-    pub fn new(
-        connect: Connect,
-        probe_interval: Duration,
-    ) -> (Self, mpsc::Receiver<Wake>, watch::Receiver<bool>) {
-        let (wakes, receiver) = mpsc::channel(MAX_PENDING_WAKES);
+    pub fn new(connect: Connect, probe_interval: Duration) -> (Self, Wakes, watch::Receiver<bool>) {
+        let (ringer, wakes) = wakes();
         let (up, is_up) = watch::channel(false);
-        (Self { connect, wakes, up, probe_interval }, receiver, is_up)
+        (Self { connect, ringer, up, probe_interval }, wakes, is_up)
     }
 
     /// Runs until `stop` is cancelled.
@@ -93,7 +83,7 @@ impl Listener {
             Ok(Err(lost)) => return lost,
             Err(_) => return Lost::Unanswered,
         };
-        self.wake(Wake::Connected);
+        self.ringer.say(Heard { connected: true, ..Heard::default() });
         self.up.send_replace(true);
         loop {
             let probe = sleep(self.probe_interval);
@@ -142,18 +132,13 @@ impl Listener {
                 if notification.payload() == PROBE_PAYLOAD {
                     return Ok(notification.process_id() == own);
                 }
-                self.wake(Wake::Bell);
+                self.ringer.say(Heard::bell(notification.payload()));
                 Ok(false)
             }
             Some(Ok(_)) => Ok(false),
             Some(Err(error)) => Err(Lost::Database(error)),
             None => Err(Lost::Closed),
         }
-    }
-
-    /// A full channel already holds a wake that nobody has looked at: one more says nothing.
-    fn wake(&self, wake: Wake) {
-        let _ = self.wakes.try_send(wake);
     }
 }
 
@@ -197,8 +182,6 @@ const PROBE_PAYLOAD: &str = "probe";
 const PROBE: &str = "SET synchronous_commit = off; NOTIFY taskbell, 'probe'";
 /// A probe that takes longer than this is as good as lost.
 pub const PROBE_PATIENCE: Duration = Duration::from_secs(3);
-/// Wakes only say "look": a few are as good as many.
-const MAX_PENDING_WAKES: usize = 4;
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(50);
 /// Short, because until it is up again only the safety poll finds work.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(5);

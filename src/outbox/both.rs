@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{
-    Claimed, NativeOutbox, Outbox, OutboxError, Room, SealedOutbox, SettledRows, Settlement, Source,
+    Claimed, Look, NativeOutbox, Outbox, OutboxError, Room, SealedOutbox, SettledRows, Settlement, Source,
 };
 
 /// The native outbox and, where one is configured, the sealed one.
@@ -26,7 +26,9 @@ impl Outboxes {
 
 impl Outbox for Outboxes {
     async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
-        let Some(sealed) = &self.sealed else { return self.native.claim(room).await };
+        // Only our own triggers say where.
+        let sealed = self.sealed.as_ref().filter(|_| !matches!(room.look, Look::At { .. }));
+        let Some(sealed) = sealed else { return self.native.claim(room).await };
         // What the second one may take depends on what the first one took.
         let (mut claimed, second) = if self.sealed_first.fetch_xor(true, Ordering::Relaxed) {
             let first = sealed.claim(room).await?;
@@ -101,6 +103,7 @@ fn rest(room: &Room, claimed: &Claimed) -> Room {
         rows: room.rows.saturating_sub(claimed.claims.len()),
         per_lane: room.per_lane,
         retries: room.retries,
+        look: room.look.clone(),
         in_flight: lanes.into_iter().collect(),
     }
 }

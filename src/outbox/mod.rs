@@ -120,6 +120,24 @@ pub struct Room {
     pub in_flight: Vec<(Lane, usize)>,
     /// Whether rows that failed before may be taken: some slots are kept for first attempts.
     pub retries: bool,
+    /// Where to look.
+    pub look: Look,
+}
+
+/// Where a claim looks for due rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Look {
+    /// Everywhere: what it does not find, nobody may claim now.
+    Whole,
+    /// Where rows have come from lately, and only past those: quick, but no proof of anything.
+    Quick,
+    /// Where the bell said.
+    At {
+        /// The numbers that rang, of `taskbell.bell_of(lane, account)`.
+        places: Vec<i64>,
+        /// Whether state changes rang that nobody is owed a webhook for.
+        changes: bool,
+    },
 }
 
 /// What one claim brought.
@@ -191,6 +209,8 @@ pub struct SettledRows {
     pub expired: Vec<RowId>,
     /// Not written, as far as we know: to be tried again. `fault` says why.
     pub unwritten: Vec<RowId>,
+    /// Circuits that successes have opened, or brought nearer to it: more may be claimed.
+    pub healed: bool,
     /// What kept rows from being written.
     pub fault: Option<OutboxError>,
 }
@@ -205,6 +225,7 @@ impl SettledRows {
         self.lost.extend(more.lost);
         self.expired.extend(more.expired);
         self.unwritten.extend(more.unwritten);
+        self.healed |= more.healed;
         self.fault = self.fault.take().or(more.fault);
     }
 }

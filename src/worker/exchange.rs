@@ -1,6 +1,9 @@
-//! The two exchanges with the outbox, at most one of each under way: a claim fills free slots, a
-//! settle writes what has ended. Each is a task of its own, on a connection of its own, so that
-//! the database works on both while attempts are on the wire.
+//! The exchanges with the database, at most one of each kind under way: a claim fills free slots, a
+//! settle writes what has ended, and who is asleep asks how things stand. Each is a task of its own, on a
+//! connection of its own, so that the database works on them while attempts are on the wire.
+//!
+//! Claims in a busy time, and settles, rest as long as they took: on an idle database that costs
+//! nothing, and one that is slow because sellers are busy is left to them half of the time.
 
 use std::time::Duration;
 
@@ -9,25 +12,33 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use super::attempt::{Settled, World, Writing};
-use super::sleep::{CALM, Phase};
+use super::sleep::{Asked, CALM, Phase};
 use super::{OUTAGE_PAUSE, Worker, chain};
 use crate::metrics as names;
-use crate::outbox::{Claimed, Outbox, OutboxError, Room, SettledRows, Settlement};
+use crate::outbox::{Claimed, Look, Outbox, OutboxError, Room, SettledRows, Settlement, Verdict};
 
 /// What is under way, and how the last ones went.
 pub(super) struct Exchange {
     pub(super) claiming: Option<Underway<Claimed>>,
     pub(super) settling: Option<Underway<SettledRows>>,
+    pub(super) asking: Option<Underway<Asked>>,
+    /// Where the claim that is under way looks.
+    look: Look,
     /// What the settle that is under way writes.
     pub(super) being_written: Vec<Settled>,
-    /// After one that failed, the next one waits.
-    pub(super) settle_after: Instant,
+    /// Until when claims and settles rest.
+    pub(super) claims_rest: Instant,
+    settles_rest: Instant,
+    /// After a settle that failed, what it did not write waits.
+    settle_after: Instant,
     /// Rows that the claim under way may bring, or the last one might have brought.
     room: usize,
     /// Rows that the last claim brought.
     brought: usize,
     /// The last claim brought all that it had room for: more is waiting.
     more: bool,
+    /// The same of the last claim that looked everywhere.
+    pub(super) more_elsewhere: bool,
     /// Slots have come free since the claim under way was begun.
     again: bool,
     claims_work: bool,
@@ -45,11 +56,16 @@ impl Default for Exchange {
         Self {
             claiming: None,
             settling: None,
+            asking: None,
+            look: Look::Whole,
             being_written: Vec::new(),
+            claims_rest: Instant::now(),
+            settles_rest: Instant::now(),
             settle_after: Instant::now(),
             room: 0,
             brought: 0,
             more: false,
+            more_elsewhere: false,
             again: false,
             claims_work: false,
             settles_work: true,
@@ -61,29 +77,35 @@ impl Exchange {
     /// Since when each exchange that is under way has been waited for.
     pub(super) fn since(&self) -> impl Iterator<Item = Instant> {
         let claiming = self.claiming.as_ref().map(|claim| claim.since);
-        claiming.into_iter().chain(self.settling.as_ref().map(|settle| settle.since))
+        let settling = self.settling.as_ref().map(|settle| settle.since);
+        let asking = self.asking.as_ref().map(|question| question.since);
+        [claiming, settling, asking].into_iter().flatten()
     }
 }
 
-/// Completes with the answer of what is under way; never where nothing is.
-pub(super) async fn answered<T>(underway: &mut Option<Underway<T>>) -> Result<T, OutboxError> {
+/// Completes with the answer of what is under way, and since when it was; never where nothing is.
+pub(super) async fn answered<T>(underway: &mut Option<Underway<T>>) -> (Instant, Result<T, OutboxError>) {
     let Some(exchange) = underway.as_mut() else { return std::future::pending().await };
     let answer = (&mut exchange.task).await;
+    let since = exchange.since;
     *underway = None;
-    match answer.map_err(JoinError::try_into_panic) {
+    let answer = match answer.map_err(JoinError::try_into_panic) {
         Ok(answer) => answer,
         Err(Ok(panic)) => std::panic::resume_unwind(panic),
         Err(Err(_)) => Err(OutboxError::Silent),
-    }
+    };
+    (since, answer)
 }
 
 impl<O: Outbox, W: World> Worker<O, W> {
-    /// Takes due rows for the free slots, unless that is being done.
+    /// Takes due rows for the free slots, if it is time, unless that is being done.
     pub(super) fn begin_claim(&mut self) {
         if self.exchange.claiming.is_some() {
             return;
         }
-        let room = self.room();
+        let Some(look) = self.wanted_look() else { return };
+        let room = self.room(look.clone());
+        self.exchange.look = look;
         self.exchange.room = room.rows;
         let outbox = self.outbox.clone();
         let task = tokio::spawn(async move { outbox.claim(&room).await });
@@ -103,10 +125,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
         // While a backlog waits, one claim for many slots costs the database less than many claims.
         let pause = match self.phase {
             _ if self.exchange.more && self.free_slots() < self.enough() => GATHER,
-            Phase::Asleep { .. } if !wanted => CALM,
+            // Nothing was passed over, and the bell rings for what is new.
+            Phase::Asleep { .. } if !wanted => return,
             _ => Duration::ZERO,
         };
-        self.next_look = self.next_look.min(Instant::now() + pause);
+        self.next_look = self.next_look.min((Instant::now() + pause).max(self.exchange.claims_rest));
     }
 
     /// Whether the last claim brought so much that our looking is cheaper than everybody's ringing.
@@ -125,12 +148,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 
     /// What may be claimed now.
-    fn room(&self) -> Room {
+    fn room(&self, look: Look) -> Room {
         Room {
             rows: self.free_slots().min(BATCH),
             per_lane: self.settings.per_lane,
             in_flight: self.in_flight.iter().map(|(lane, n)| (lane.clone(), *n)).collect(),
-            retries: self.retries_in_flight() < self.settings.concurrency * 3 / 4,
+            retries: self.takes_retries(),
+            look,
         }
     }
 
@@ -149,13 +173,17 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 
     /// Starts what a claim has brought, and decides when to look next.
-    pub(super) async fn claimed(&mut self, answer: Result<Claimed, OutboxError>) {
+    pub(super) async fn claimed(&mut self, since: Instant, answer: Result<Claimed, OutboxError>) {
+        let look = std::mem::replace(&mut self.exchange.look, Look::Whole);
         let (found, fault) = match answer {
             Ok(mut claimed) => {
                 let fault = claimed.fault.take();
                 let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
                 self.exchange.brought = claimed.claims.len().max(claimed.transitions.len());
                 self.exchange.more = self.exchange.room > 0 && claimed.claims.len() >= self.exchange.room;
+                if look == Look::Whole {
+                    self.exchange.more_elsewhere = self.exchange.more;
+                }
                 self.start(claimed);
                 (found, fault)
             }
@@ -168,9 +196,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
             self.next_look = Instant::now() + OUTAGE_PAUSE;
             return;
         }
-        self.next_look = self.after(found).await;
+        let took = since.elapsed();
+        let rest = if self.phase == Phase::Awake { took.min(MAX_REST) } else { Duration::ZERO };
+        self.exchange.claims_rest = Instant::now() + rest;
+        self.next_look = self.after(&look, found, took).await;
         if std::mem::take(&mut self.exchange.again) {
-            self.next_look = Instant::now();
+            self.next_look = self.exchange.claims_rest;
         }
         if self.exchange.more {
             self.call_for_help();
@@ -194,7 +225,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// again, until its lease runs out: after that it is somebody else's. What the database
     /// refused is tried again by itself, because it may be the one row that it refuses.
     pub(super) fn begin_settle(&mut self) {
-        if self.exchange.settling.is_some() || self.finished.is_empty() {
+        let resting = Instant::now() < self.exchange.settles_rest;
+        if self.exchange.settling.is_some() || self.finished.is_empty() || resting {
             return;
         }
         let (refused, mut batch): (Vec<Settled>, Vec<Settled>) = std::mem::take(&mut self.finished)
@@ -217,23 +249,44 @@ impl<O: Outbox, W: World> Worker<O, W> {
         self.exchange.settling = Some(Underway { since: Instant::now(), task });
     }
 
+    /// When something may be written again.
+    pub(super) fn settle_at(&self) -> Instant {
+        let new = self.finished.iter().any(|ended| ended.writing == Writing::Due);
+        if new {
+            self.exchange.settles_rest
+        } else {
+            self.exchange.settles_rest.max(self.exchange.settle_after)
+        }
+    }
+
     /// Takes note of what a settle has written.
-    pub(super) fn written(&mut self, answer: Result<SettledRows, OutboxError>) {
+    pub(super) fn written(&mut self, since: Instant, answer: Result<SettledRows, OutboxError>) {
+        let now = Instant::now();
+        self.exchange.settles_rest = now + since.elapsed().min(MAX_REST);
         let mut rows = answer.unwrap_or_else(|error| SettledRows {
             unwritten: self.exchange.being_written.iter().map(|ended| ended.settlement.row).collect(),
             fault: Some(error),
             ..SettledRows::default()
         });
         let fault = rows.fault.take();
+        let back = |ended: &Settled| {
+            matches!(ended.settlement.verdict, Verdict::Release { .. } | Verdict::Unclaim { .. })
+        };
+        if rows.healed {
+            // More of those lanes may be claimed.
+            self.next_look = self.next_look.min(now + CALM);
+        } else if self.exchange.being_written.iter().any(back) {
+            // They come due again, and circuits may have closed.
+            self.wants_due = true;
+            self.next_question.get_or_insert(now + CALM);
+        }
         self.settled(&rows, fault.as_ref().is_some_and(OutboxError::leaves_doubt));
         self.exchange.settles_work = fault.is_none();
         self.publish_outbox_up();
         if let Some(error) = fault {
             tracing::error!(error = %chain(&error), rows = self.finished.len(), "the outbox could not be written");
-            self.exchange.settle_after = Instant::now() + OUTAGE_PAUSE;
+            self.exchange.settle_after = now + OUTAGE_PAUSE;
         }
-        // What was given back may be due sooner than we meant to look; a success may have opened a lane.
-        self.next_look = self.next_look.min(Instant::now() + CALM);
     }
 
     /// Counts what was written; forgets what is settled or lost.
@@ -271,5 +324,7 @@ const BATCH: usize = 128;
 const MUCH: usize = 16;
 /// How long free slots wait for company while a backlog waits.
 const GATHER: Duration = Duration::from_millis(2);
+/// The longest rest.
+const MAX_REST: Duration = Duration::from_millis(100);
 /// Between two calls for help.
 const RING_PAUSE: Duration = Duration::from_millis(100);

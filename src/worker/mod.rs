@@ -18,13 +18,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use metrics::histogram;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::listener::{Doorbell, Wake};
+use crate::listener::{Doorbell, Heard, Wakes};
 use crate::metrics::{self as names, TaskTypes};
 use crate::outbox::{Claim, Claimed, Lane, Outbox, Transition, Verdict};
 use crate::webhook::{FailureReason, Sender, Signer};
@@ -65,7 +65,7 @@ pub struct Worker<O, W> {
     sender: Sender,
     signer: Arc<Signer>,
     doorbell: Doorbell,
-    wakes: mpsc::Receiver<Wake>,
+    wakes: Wakes,
     settings: WorkerSettings,
     attempts: JoinSet<Settled>,
     in_flight: HashMap<Lane, usize>,
@@ -74,9 +74,14 @@ pub struct Worker<O, W> {
     egress: Egress,
     exchange: Exchange,
     next_look: Instant,
+    /// When we look at everything, however much we know.
+    next_whole: Instant,
+    /// What the bell rang for while we were asleep.
+    heard: Heard,
+    /// When we ask how things stand; `wants_due`: and when the next row is due.
+    next_question: Option<Instant>,
+    wants_due: bool,
     last_ring: Option<Instant>,
-    /// Whether what the bell rang for is still being looked for.
-    rung: bool,
     outbox_up: watch::Sender<bool>,
     due_back: watch::Sender<Instant>,
     phase: Phase,
@@ -84,8 +89,6 @@ pub struct Worker<O, W> {
     pace: Pace,
     /// What the timer of an asleep worker stands for, and when it is due.
     alarm: (&'static str, Instant),
-    /// When we last looked whether sellers wait for each other.
-    line_seen: Instant,
 }
 
 impl<O: Outbox, W: World> Worker<O, W> {
@@ -96,7 +99,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         sender: Sender,
         signer: Arc<Signer>,
         doorbell: Doorbell,
-        wakes: mpsc::Receiver<Wake>,
+        wakes: Wakes,
         settings: WorkerSettings,
     ) -> Self {
         Self {
@@ -114,15 +117,17 @@ impl<O: Outbox, W: World> Worker<O, W> {
             egress: Egress::default(),
             exchange: Exchange::default(),
             next_look: Instant::now(),
+            next_whole: Instant::now(),
+            heard: Heard::default(),
+            next_question: None,
+            wants_due: false,
             last_ring: None,
-            rung: false,
             outbox_up: watch::Sender::new(false),
             due_back: watch::Sender::new(Instant::now()),
             phase: Phase::Asleep { watchful: true },
             last_busy: Instant::now(),
             pace: Pace::default(),
             alarm: ("safety_poll", Instant::now()),
-            line_seen: Instant::now(),
         }
     }
 
@@ -143,33 +148,35 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Runs until `stop` is cancelled, then drains: claims nothing new, waits for what is in
     /// flight as long as the grace allows, and gives the rest back without burning an attempt.
     pub async fn run(mut self, stop: CancellationToken) {
-        self.connected();
+        self.heard(Heard { connected: true, ..Heard::default() });
         loop {
             self.begin_settle();
-            if Instant::now() >= self.next_look {
-                self.begin_claim();
-            }
+            self.begin_claim();
+            self.begin_asking();
+            let (question, settle_at) = (self.next_question.unwrap_or(self.next_look), self.settle_at());
             self.due_back.send_replace(self.exchange.since().min().unwrap_or(self.next_look));
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(wake) = self.wakes.recv() => match wake {
-                    Wake::Bell => self.rung(),
-                    Wake::Connected => self.connected(),
-                },
+                heard = self.wakes.next() => self.heard(heard),
                 Some(ended) = self.attempts.join_next_with_id() => {
                     let wanted = self.is_full();
                     self.collect(ended);
                     self.collect_ended();
                     self.slots_are_free(wanted);
                 }
-                answer = answered(&mut self.exchange.claiming) => tokio::select! {
-                    () = self.claimed(answer) => {}
+                (since, answer) = answered(&mut self.exchange.claiming) => tokio::select! {
+                    () = self.claimed(since, answer) => {}
                     // What was claimed has been started; only the next look was still to be decided.
                     () = stop.cancelled() => break,
                 },
-                answer = answered(&mut self.exchange.settling) => self.written(answer),
+                (since, answer) = answered(&mut self.exchange.settling) => self.written(since, answer),
+                (_, answer) = answered(&mut self.exchange.asking) => tokio::select! {
+                    () = self.asked(answer) => {}
+                    () = stop.cancelled() => break,
+                },
                 () = sleep_until(self.next_look), if self.exchange.claiming.is_none() => {}
-                () = sleep_until(self.exchange.settle_after),
+                () = sleep_until(question), if self.exchange.asking.is_none() && self.next_question.is_some() => {}
+                () = sleep_until(settle_at),
                     if self.exchange.settling.is_none() && !self.finished.is_empty() => {}
             }
         }
@@ -186,11 +193,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
     fn is_full(&self) -> bool {
         self.attempts.len() >= self.settings.concurrency
             || self.in_flight.values().any(|n| *n >= self.settings.per_lane)
+            || !self.takes_retries()
     }
 
-    /// Attempts in flight that are not the first of their row.
-    fn retries_in_flight(&self) -> usize {
-        self.started.values().filter(|(_, claim)| claim.attempt > 1).count()
+    /// Whether rows that failed before may be claimed: a quarter of the slots is for the others.
+    fn takes_retries(&self) -> bool {
+        let retries = self.started.values().filter(|(_, claim)| claim.attempt > 1).count();
+        retries < self.settings.concurrency * 3 / 4
     }
 
     /// Observes and starts what was claimed.

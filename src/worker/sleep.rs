@@ -1,4 +1,5 @@
-//! When to look next: awake, settling, asleep. The states are told in [`crate::listener::Doorbell`].
+//! When to look next, and where: awake, settling, asleep. The states are told in
+//! [`crate::listener::Doorbell`].
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,10 +8,11 @@ use metrics::counter;
 use tokio::time::Instant;
 
 use super::attempt::World;
+use super::exchange::Underway;
 use super::{OUTAGE_PAUSE, Worker};
-use crate::listener::Horizon;
+use crate::listener::{Heard, Horizon};
 use crate::metrics as names;
-use crate::outbox::Outbox;
+use crate::outbox::{Look, Outbox, OutboxError};
 
 /// Where the worker stands between two looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,34 +52,68 @@ impl Pace {
     }
 }
 
+/// What an asleep worker has asked the database, beside its looks.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// Whether another daemon keeps the bell silent.
+    held: bool,
+    /// How many commits of sellers wait for one that rings.
+    in_line: i64,
+    /// When the next row is due; `None` where that was not asked.
+    next_due: Option<Result<Option<Duration>, OutboxError>>,
+}
+
 impl<O: Outbox, W: World> Worker<O, W> {
-    /// Decides when to look next.
-    pub(super) async fn after(&mut self, found: bool) -> Instant {
+    /// What to look at now, if anything.
+    pub(super) fn wanted_look(&mut self) -> Option<Look> {
         let now = Instant::now();
-        let rung = self.rung;
-        self.rung = found && rung;
+        // While we are awake only every now and then at everything.
+        if now >= self.next_look && self.phase == Phase::Awake && now < self.next_whole {
+            return Some(Look::Quick);
+        }
+        let heard = std::mem::take(&mut self.heard);
+        if now < self.next_look && heard.is_nothing() {
+            return None;
+        }
+        // Only a look at everything can say that it is time to sleep.
+        let asleep = matches!(self.phase, Phase::Asleep { .. });
+        if now >= self.next_look || !asleep {
+            return Some(Look::Whole);
+        }
+        Some(Look::At { places: heard.places.into_iter().collect(), changes: heard.changes })
+    }
+
+    /// Decides when to look next, after a look that took so long.
+    pub(super) async fn after(&mut self, look: &Look, found: bool, took: Duration) -> Instant {
+        let now = Instant::now();
+        let by_bell = matches!(look, Look::At { .. });
+        if *look == Look::Whole {
+            self.next_whole = now + (took * WHOLE_REST).clamp(MIN_WHOLE_PAUSE, MAX_WHOLE_PAUSE);
+        }
         if found {
             let asleep = matches!(self.phase, Phase::Asleep { .. });
-            if asleep && !rung && now >= self.alarm.1 {
+            if asleep && !by_bell && now >= self.alarm.1 {
                 counter!(names::WAKEUPS, "cause" => self.alarm.0).increment(1);
             }
-            if self.brought_much()
-                || (!asleep && self.pace.is_quick(now, self.brought()))
-                || (asleep && self.sellers_wait(now).await)
-            {
+            if self.brought_much() || (!asleep && self.pace.is_quick(now, self.brought())) {
                 self.last_busy = now;
                 self.stay_awake();
             }
             return match self.phase {
                 // The bell is not silent: whatever is committed from now on rings.
+                Phase::Asleep { .. } if by_bell => self.next_look,
                 Phase::Asleep { .. } => now + CALM,
                 // Rows may already wait behind the ones just taken.
-                _ if self.attempts.len() < self.settings.concurrency => now,
+                _ if self.attempts.len() < self.settings.concurrency => self.exchange.claims_rest,
                 _ => now + self.settings.safety_poll,
             };
         }
         match self.phase {
-            Phase::Awake if now - self.last_busy < self.settings.linger => now + LINGER_POLL,
+            Phase::Awake if *look == Look::Quick && self.exchange.more_elsewhere => {
+                self.next_whole = now;
+                now
+            }
+            Phase::Awake if now - self.last_busy < self.settings.linger => now + LINGER_POLL.max(took),
             Phase::Awake => match self.doorbell.open().await {
                 Ok(horizon) => {
                     self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
@@ -88,7 +124,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
             // The horizon had passed before the look that found nothing: nobody is silent any more.
             Phase::Settling { passed: true, .. } => {
                 self.phase = Phase::Asleep { watchful: false };
-                self.rest(now).await
+                self.ask_when_due(now);
+                now + self.settings.safety_poll
             }
             Phase::Settling { horizon, pause, .. } => {
                 let passed = self.doorbell.passed(horizon).await.unwrap_or(false);
@@ -96,29 +133,51 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 self.phase = Phase::Settling { horizon, pause: pause_next, passed };
                 if passed { now } else { now + pause }
             }
-            // Whoever else heard that bell has asked for silence by the next look, if at all.
-            Phase::Asleep { .. } if rung => now + CALM,
-            Phase::Asleep { .. } => self.rest(now).await,
+            // A closed circuit, or somebody else took it; or a transaction at another place.
+            Phase::Asleep { .. } if by_bell => self.next_look.min(now + CALM),
+            Phase::Asleep { .. } => {
+                self.ask_when_due(now);
+                now + self.settings.safety_poll
+            }
         }
     }
 
-    /// Whether commits that ring stand in line, on a disk or with a standby so slow that none of
-    /// them can be quick.
-    async fn sellers_wait(&mut self, now: Instant) -> bool {
-        if !self.pace.is_brisk(now) || now - self.line_seen < LINE_PAUSE {
-            return false;
+    /// Asks how things stand, unless that is being asked.
+    pub(super) fn begin_asking(&mut self) {
+        if self.exchange.asking.is_some() || self.next_question.is_none_or(|at| Instant::now() < at) {
+            return;
         }
-        self.line_seen = now;
-        self.doorbell.in_line().await.is_ok_and(|waiting| waiting >= 2)
+        self.next_question = None;
+        let next_due = std::mem::take(&mut self.wants_due);
+        let (doorbell, outbox) = (self.doorbell.clone(), self.outbox.clone());
+        let brisk = self.pace.is_brisk(Instant::now());
+        let task = tokio::spawn(async move {
+            let held = doorbell.held_by_another().await.unwrap_or(true);
+            let in_line = if brisk { doorbell.in_line().await.unwrap_or(0) } else { 0 };
+            let next_due = if next_due { Some(outbox.next_due().await) } else { None };
+            Ok(Asked { held, in_line, next_due })
+        });
+        self.exchange.asking = Some(Underway { since: Instant::now(), task });
     }
 
-    /// How long to sleep: until the next row is due, or the safety poll.
-    async fn rest(&mut self, now: Instant) -> Instant {
-        let was_watchful = self.phase == (Phase::Asleep { watchful: true });
-        let watchful = self.doorbell.held_by_another().await.unwrap_or(true);
-        if was_watchful && !watchful {
+    /// Draws the consequences: how long to sleep, until the next row is due or the safety poll.
+    pub(super) async fn asked(&mut self, answer: Result<Asked, OutboxError>) {
+        let Phase::Asleep { watchful: was_watchful } = self.phase else { return };
+        let now = Instant::now();
+        let Ok(Asked { held, in_line, next_due }) = answer else {
+            self.next_look = self.next_look.min(now + OUTAGE_PAUSE);
+            return;
+        };
+        // On a disk or with a standby so slow that none of the commits that ring can be quick.
+        if in_line >= MANY_IN_LINE {
+            self.last_busy = now;
+            self.stay_awake();
+            self.look_now();
+            return;
+        }
+        if was_watchful && !held {
             // Whoever kept the bell silent is gone, perhaps killed: what it silenced must end first.
-            return match self.doorbell.open().await {
+            self.next_look = match self.doorbell.open().await {
                 Ok(horizon) => {
                     self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
                     now
@@ -126,42 +185,57 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 // Asked again: we are still watchful.
                 Err(_) => now + OUTAGE_PAUSE,
             };
+            return;
         }
-        self.phase = Phase::Asleep { watchful };
+        self.phase = Phase::Asleep { watchful: held };
         let poll =
-            if watchful { WATCHFUL_POLL.min(self.settings.safety_poll) } else { self.settings.safety_poll };
-        match self.outbox.next_due().await {
+            if held { WATCHFUL_POLL.min(self.settings.safety_poll) } else { self.settings.safety_poll };
+        let (cause, at) = match next_due {
             // A row that is due but was not claimed is held by somebody, or its lane is full.
-            Ok(Some(due)) if due < poll => {
-                self.alarm = ("due", now + due.max(MIN_DUE_PAUSE));
-                self.alarm.1
-            }
-            Ok(_) => {
-                self.alarm = ("safety_poll", now + poll);
-                self.alarm.1
-            }
-            Err(_) => now + OUTAGE_PAUSE,
-        }
+            Some(Ok(Some(due))) if due < poll => ("due", now + due.max(MIN_DUE_PAUSE)),
+            Some(Ok(_)) => ("safety_poll", now + poll),
+            Some(Err(_)) => ("safety_poll", now + OUTAGE_PAUSE),
+            None if held => ("safety_poll", now + poll),
+            None => return,
+        };
+        self.set_alarm(cause, at);
     }
 
-    /// The bell rang. It goes on ringing unless it rings too often.
-    pub(super) fn rung(&mut self) {
+    fn ask_when_due(&mut self, now: Instant) {
+        self.wants_due = true;
+        self.next_question = Some(now);
+    }
+
+    fn set_alarm(&mut self, cause: &'static str, at: Instant) {
+        if at < self.next_look || self.alarm.1 <= Instant::now() {
+            self.alarm = (cause, at);
+        }
+        self.next_look = self.next_look.min(at);
+    }
+
+    /// The bell rang, or the listener has just subscribed. It goes on ringing unless it rings too often.
+    pub(super) fn heard(&mut self, heard: Heard) {
         let now = Instant::now();
-        counter!(names::WAKEUPS, "cause" => "bell").increment(1);
-        if self.pace.is_quick(now, 1) {
+        if heard.connected {
+            // What came before may have rung nobody.
+            counter!(names::WAKEUPS, "cause" => "connected").increment(1);
             self.last_busy = now;
             self.stay_awake();
         }
-        self.rung = true;
-        self.look_now();
-    }
-
-    /// The listener has just subscribed: what came before may have rung nobody.
-    pub(super) fn connected(&mut self) {
-        counter!(names::WAKEUPS, "cause" => "connected").increment(1);
-        self.last_busy = Instant::now();
-        self.stay_awake();
-        self.look_now();
+        if heard.bells > 0 {
+            counter!(names::WAKEUPS, "cause" => "bell").increment(heard.bells as u64);
+            if self.pace.is_quick(now, heard.bells) {
+                self.last_busy = now;
+                self.stay_awake();
+            }
+        }
+        if matches!(self.phase, Phase::Asleep { .. }) && !heard.anywhere && !heard.connected {
+            self.heard.extend(heard);
+            // Whoever else heard that bell has asked for silence by then, if at all.
+            self.next_question.get_or_insert(now + CALM);
+        } else {
+            self.look_now();
+        }
     }
 
     /// Asks for silence, unless that was done already.
@@ -180,10 +254,14 @@ pub(super) const CALM: Duration = Duration::from_millis(50);
 const QUICK: (usize, Duration) = (8, Duration::from_millis(30));
 /// So many within this time may be all that a slow disk allows.
 const BRISK: Duration = Duration::from_millis(500);
-/// Between two looks at the line.
-const LINE_PAUSE: Duration = Duration::from_millis(100);
+/// Commits that stand in line for the lock under which notifications are queued: then ringing is too dear.
+const MANY_IN_LINE: i64 = 2;
 /// While the bell is silent we are the only ones who look.
 const LINGER_POLL: Duration = Duration::from_millis(2);
+/// A look at everything is paid with so many times its length of looks at what is known.
+const WHOLE_REST: u32 = 8;
+const MIN_WHOLE_PAUSE: Duration = Duration::from_millis(10);
+const MAX_WHOLE_PAUSE: Duration = Duration::from_secs(2);
 const MIN_SETTLING_PAUSE: Duration = Duration::from_millis(2);
 /// A seller's long transaction holds the horizon back; looking more often does not end it.
 const MAX_SETTLING_PAUSE: Duration = Duration::from_secs(1);

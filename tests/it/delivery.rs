@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use taskbell::outbox::{NativeOutbox, Outbox, Room, Settlement, Verdict};
+use taskbell::outbox::{Look, NativeOutbox, Outbox, Room, Settlement, Verdict};
 use taskbell::webhook::FailureReason;
 use taskbell::worker::RetryPolicy;
 
@@ -147,7 +147,7 @@ async fn a_stop_gives_back_what_hangs_without_burning_an_attempt() {
 }
 
 fn room(rows: usize) -> Room {
-    Room { rows, per_lane: 8, in_flight: Vec::new(), retries: true }
+    Room { rows, per_lane: 8, in_flight: Vec::new(), retries: true, look: Look::Whole }
 }
 
 #[tokio::test]
@@ -192,7 +192,7 @@ async fn one_lane_gets_only_the_slots_it_has() {
         complete(&client, &task).await;
     }
     let claimed = outbox
-        .claim(&Room { rows: 10, per_lane: 2, in_flight: Vec::new(), retries: true })
+        .claim(&Room { rows: 10, per_lane: 2, in_flight: Vec::new(), retries: true, look: Look::Whole })
         .await
         .unwrap()
         .claims;
@@ -200,7 +200,7 @@ async fn one_lane_gets_only_the_slots_it_has() {
     assert_eq!((of("https://busy.example:443"), of("https://calm.example:443")), (2, 2));
     let busy = claimed.iter().find(|claim| claim.lane.0.contains("busy")).unwrap().lane.clone();
     let rest = outbox
-        .claim(&Room { rows: 10, per_lane: 2, in_flight: vec![(busy, 2)], retries: true })
+        .claim(&Room { rows: 10, per_lane: 2, in_flight: vec![(busy, 2)], retries: true, look: Look::Whole })
         .await
         .unwrap()
         .claims;

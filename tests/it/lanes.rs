@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::json;
-use taskbell::outbox::{CircuitPolicy, Claim, NativeOutbox, Outbox, Room, Settlement, Verdict};
+use taskbell::outbox::{CircuitPolicy, Claim, Look, NativeOutbox, Outbox, Room, Settlement, Verdict};
 use taskbell::webhook::FailureReason;
 use tokio_postgres::Client;
 
@@ -31,7 +31,7 @@ async fn owe(client: &Client, host: &str, account: &str, rows: i64) {
 }
 
 async fn claim(outbox: &NativeOutbox, rows: usize) -> Vec<Claim> {
-    let room = Room { rows, per_lane: 8, in_flight: Vec::new(), retries: true };
+    let room = Room { rows, per_lane: 8, in_flight: Vec::new(), retries: true, look: Look::Whole };
     outbox.claim(&room).await.unwrap().claims
 }
 
@@ -225,7 +225,7 @@ async fn slots_are_kept_for_rows_that_were_never_tried() {
     let verdict = Verdict::Release { after: Duration::ZERO };
     settle(&outbox, &claim(&outbox, 2).await, verdict, Some(FailureReason::ServerError)).await;
     owe(&client, "two.example", "a", 2).await;
-    let room = Room { rows: 10, per_lane: 8, in_flight: Vec::new(), retries: false };
+    let room = Room { rows: 10, per_lane: 8, in_flight: Vec::new(), retries: false, look: Look::Whole };
     let claims = outbox.claim(&room).await.unwrap().claims;
     assert_eq!(hosts(&claims), [("two.example".to_owned(), 2)].into());
     assert_eq!(hosts(&claim(&outbox, 10).await), [("one.example".to_owned(), 2)].into());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use taskbell::outbox::{
-    Attempt, Claim, NativeOptions, NativeOutbox, Outbox, OutboxError, Room, Settlement, Verdict,
+    Attempt, Claim, Look, NativeOptions, NativeOutbox, Outbox, OutboxError, Room, Settlement, Verdict,
 };
 use taskbell::task::UrlSchemes;
 use taskbell::webhook::FailureReason;
@@ -35,7 +35,7 @@ fn outbox(database: &TestDatabase) -> NativeOutbox {
 }
 
 fn room(rows: usize) -> Room {
-    Room { rows, per_lane: 8, in_flight: Vec::new(), retries: true }
+    Room { rows, per_lane: 8, in_flight: Vec::new(), retries: true, look: Look::Whole }
 }
 
 fn settle(claim: &Claim, verdict: Verdict, attempted: bool) -> Settlement {

@@ -6,12 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use taskbell::daemon::database::tls_config;
 use taskbell::daemon::pulse::Pulse;
-use taskbell::listener::Doorbell;
+use taskbell::listener::{Doorbell, wakes};
 use taskbell::metrics::TaskTypes;
 use taskbell::outbox::{Claimed, Outbox, OutboxError, Room, SettledRows, Settlement};
 use taskbell::webhook::{GuardPolicy, LegacyModes, Sender, SenderOptions, Signer};
 use taskbell::worker::{RetryPolicy, Worker, WorkerSettings, World};
-use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -69,7 +68,7 @@ impl World for Still {
 async fn beats_for_an_hour(answers: Answers) -> bool {
     let nowhere = TestDatabase::at("host=/nowhere user=nobody");
     let sender = Sender::new(tls_config(None).unwrap(), GuardPolicy::default(), &SenderOptions::default());
-    let (wakes, heard) = mpsc::channel(1);
+    let (ringer, wakes) = wakes();
     let stop = CancellationToken::new();
     let (doorbell, porter) = Doorbell::new(nowhere.connector.handle(), stop.clone());
     let porter = tokio::spawn(porter);
@@ -79,7 +78,7 @@ async fn beats_for_an_hour(answers: Answers) -> bool {
         sender.unwrap(),
         Arc::new(Signer::new(ring("k"), LegacyModes::default())),
         doorbell,
-        heard,
+        wakes,
         WorkerSettings {
             concurrency: 4,
             per_lane: 4,
@@ -98,7 +97,7 @@ async fn beats_for_an_hour(answers: Answers) -> bool {
         sleep(Duration::from_secs(10)).await;
         beats &= pulse.beats();
     }
-    drop(wakes);
+    drop(ringer);
     stop.cancel();
     working.await.unwrap();
     porter.await.unwrap();

@@ -1,7 +1,7 @@
 //! Which states ring the buyer: the end of a task always, open ones on request, old ones never.
 
 use serde_json::{Value, json};
-use taskbell::outbox::{Outbox, Room, Settlement, Verdict};
+use taskbell::outbox::{Look, Outbox, Room, Settlement, Verdict};
 use taskbell::webhook::Outcome;
 use tokio_postgres::Client;
 
@@ -28,7 +28,7 @@ async fn states(client: &Client, id: &str) -> Vec<(String, String)> {
 }
 
 fn room() -> Room {
-    Room { rows: 10, per_lane: 10, in_flight: Vec::new(), retries: true }
+    Room { rows: 10, per_lane: 10, in_flight: Vec::new(), retries: true, look: Look::Whole }
 }
 
 #[tokio::test]

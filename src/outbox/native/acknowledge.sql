@@ -1,6 +1,7 @@
 -- Moves delivered and superseded rows into the journal, forgets the registrations of tasks that
 -- have ended, logs the attempts.
--- Says which rows were still ours; a row that is missing was claimed by somebody else.
+-- Says which rows were still ours, and whether a circuit has healed; a row that is missing was claimed by
+-- somebody else.
 -- $1 rows, $2 lease tokens, $3 started at, $4 duration in ms, $5 statuses, $6 body sizes,
 -- $7 verdicts (acknowledge, supersede)
 WITH answer AS (
@@ -38,8 +39,8 @@ WITH answer AS (
            'acknowledge', g.body_bytes
     FROM gone g WHERE g.started_at IS NOT NULL
 ), healed AS (
-    SELECT taskbell.heal_circuits(array_agg(lane), array_agg(account_id)) FROM gone
-    WHERE verdict = 'acknowledge' AND EXISTS (SELECT FROM taskbell.circuit)
-    HAVING count(*) > 0
+    SELECT taskbell.heal_circuits(array_agg(g.lane), array_agg(g.account_id))
+    FROM gone g JOIN taskbell.circuit c USING (lane, account_id)
+    WHERE g.verdict = 'acknowledge' HAVING count(*) > 0
 )
-SELECT gone.id, (SELECT count(*) FROM healed) FROM gone
+SELECT gone.id, (SELECT count(*) FROM healed) > 0 FROM gone

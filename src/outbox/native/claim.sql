@@ -1,34 +1,15 @@
--- Takes due rows under a lease, going round the lanes: a walk over the index visits one
--- destination and account after the other and takes from each what it has room for, so that no
--- backlog of one is read past for the sake of another.
+-- Takes due rows under a lease, going round the lanes: `walk` visits one destination and account after
+-- the other, and each gives what it has room for, so that no backlog of one is read past for the sake
+-- of another. It stands before this text: walk.sql or known.sql.
 --
 -- A lane whose circuit is closed is passed over; once its pause is over one claim, of one daemon,
 -- takes a single row to probe it. A lane that recovers gets more room with every success.
 --
 -- $1 rows, $2 rows per lane, $3 lanes in flight, $4 how many there, $5 lease token,
--- $6 lease seconds, $7 horizon seconds, $8 and $9 lane and account after which the walk starts
--- (null: at the first), $10 lanes at most to visit, $11 whether rows that failed before may be taken
-WITH RECURSIVE walk AS (
-    (SELECT o.lane, o.account_id, 1 AS n FROM taskbell.outbox o
-     WHERE o.lane IS NOT NULL AND o.available_at IS NOT NULL
-       AND (o.lane, o.account_id) > (coalesce($8::text, ''), coalesce($9::text, ''))
-     ORDER BY o.lane, o.account_id LIMIT 1)
-    UNION ALL
-    SELECT next.lane, next.account_id, w.n + 1
-    FROM walk w
-    CROSS JOIN LATERAL (
-        SELECT o.lane, o.account_id FROM taskbell.outbox o
-        WHERE o.lane IS NOT NULL AND o.available_at IS NOT NULL
-          AND (o.lane, o.account_id) > (w.lane, w.account_id)
-        ORDER BY o.lane, o.account_id LIMIT 1
-    ) next
-    WHERE w.n < $10::bigint
-), probe AS (
-    -- Locked, so that of several daemons one probes.
-    SELECT c.lane, c.account_id FROM taskbell.circuit c
-    WHERE c.closed_until <= now() FOR UPDATE SKIP LOCKED
+-- $6 lease seconds, $7 horizon seconds, $8 whether rows that failed before may be taken,
+-- $9 places at most to visit
 ), running AS (
-    SELECT w.lane, w.account_id, w.n, probe.lane IS NOT NULL AS probing,
+    SELECT w.lane, w.account_id, w.since, w.n, probe.lane IS NOT NULL AS probing,
            CASE WHEN probe.lane IS NOT NULL THEN least(1, $2::bigint - coalesce(busy.n, 0))
                 WHEN c.recovered IS NOT NULL THEN least(c.recovered + 1, $2::bigint - coalesce(busy.n, 0))
                 ELSE $2::bigint - coalesce(busy.n, 0) END AS room,
@@ -40,17 +21,18 @@ WITH RECURSIVE walk AS (
     WHERE c.closed_until IS NULL OR probe.lane IS NOT NULL
 ), due AS (
     -- Several accounts share a destination and its limit.
-    SELECT taken.*, row_number() OVER (PARTITION BY lane ORDER BY n) AS place
+    SELECT taken.*, row_number() OVER (PARTITION BY lane ORDER BY n, available_at, id) AS place
     FROM (
-        SELECT row.id, row.ctid, row.lane, row.observed, running.account_id, running.n, running.probing, running.lane_room
+        SELECT row.*, running.n, running.probing, running.lane_room
         FROM (SELECT * FROM running ORDER BY n) running
         CROSS JOIN LATERAL (
-            SELECT o.id, o.ctid, o.lane, o.observed FROM taskbell.outbox o
+            SELECT o.id, o.ctid, o.lane, o.observed, o.available_at FROM taskbell.outbox o
             WHERE running.room > 0
               AND o.lane = running.lane AND o.account_id = running.account_id
-              AND o.available_at <= now() AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
+              AND o.available_at >= coalesce(running.since, '-infinity') AND o.available_at <= now()
+              AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
               AND (o.retry_until IS NULL OR o.retry_until > now())
-              AND ($11::boolean OR o.attempt_count = 0 OR running.probing)
+              AND ($8::boolean OR o.attempt_count = 0 OR running.probing)
             ORDER BY o.available_at, o.id
             LIMIT greatest(running.room, 0) FOR UPDATE SKIP LOCKED
         ) row
@@ -86,10 +68,12 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
            EXISTS (SELECT FROM claimed n WHERE n.task_id = c.task_id AND n.watch_id = c.watch_id AND n.id > c.id)
            OR coalesce(r.newest_sent, 0) > c.id OR r.task_id IS NULL
        ),
-       visited.all, visited.lane, visited.account_id, NOT c.seen
+       visited.all, visited.lane, visited.account_id, NOT c.seen,
+       -- Transactions that began a little earlier may still commit rows of before.
+       least(c.available_at, now() - interval '2 seconds'), taskbell.bell_of(c.lane, c.account_id)::bigint
 FROM (
     -- How far the walk came: to the lane that took the last of the room, or to its end.
-    SELECT NOT full_up AND (SELECT count(*) FROM walk) < $10::bigint AS all, w.lane, w.account_id
+    SELECT NOT full_up AND (SELECT count(*) FROM walk) < $9::bigint AS all, w.lane, w.account_id
     FROM (SELECT count(*) >= $1::bigint AS full_up, max(n) AS n FROM due) taken
     JOIN walk w ON w.n = CASE WHEN full_up THEN taken.n ELSE (SELECT count(*) FROM walk) END
 ) visited

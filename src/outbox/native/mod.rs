@@ -4,11 +4,12 @@
 //! connection. A claim changes no column that an index has, so rows in flight stand where
 //! they stood when they were due: what a daemon left behind that died is found there first.
 
+mod places;
 mod prepare;
 mod seal;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Object, Pool};
@@ -18,13 +19,14 @@ use tokio_postgres::{Row, Statement};
 use uuid::Uuid;
 
 use super::{
-    Claim, Claimed, Columns, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows,
+    Claim, Claimed, Columns, Lane, LeaseToken, Loan, Look, Outbox, OutboxError, Room, RowId, SettledRows,
     Settlement, Transition, Verdict, patiently,
 };
 use crate::task::{SealingKeys, UrlSchemes};
 
 pub use seal::{Resealed, Which, seal_registrations};
 
+use places::{Found, Place, Places, Visit};
 use prepare::Preparer;
 
 /// `taskbell.outbox`.
@@ -35,8 +37,9 @@ pub struct NativeOutbox {
     circuits: CircuitPolicy,
     patience: Duration,
     preparer: Preparer,
-    /// The lane and account where the last walk ended; the next one goes on after it.
-    cursor: Mutex<Option<(String, String)>>,
+    /// Where the last walk ended; the next one goes on after it.
+    cursor: Mutex<Option<Place>>,
+    places: Mutex<Places>,
 }
 
 /// When a lane that fails is left alone, and for how long.
@@ -79,67 +82,62 @@ impl NativeOutbox {
     pub fn new(pool: Pool, options: NativeOptions) -> Self {
         let NativeOptions { lease, horizon, patience, schemes, sealing, circuits } = options;
         let preparer = Preparer { schemes, sealing };
-        Self { pool, lease, horizon, circuits, patience, preparer, cursor: Mutex::new(None) }
+        let (cursor, places) = (Mutex::new(None), Mutex::default());
+        Self { pool, lease, horizon, circuits, patience, preparer, cursor, places }
     }
 
     /// Moves transitions into the journal and claims rows, each as far as its statement succeeded.
     async fn rows(&self, client: &Object, room: &Room, token: Uuid) -> Result<[Rows; 2], OutboxError> {
-        let (journal, claim) =
-            tokio::try_join!(client.prepare_cached(JOURNAL), client.prepare_cached(CLAIM))?;
+        let visit = match &room.look {
+            Look::Whole => None,
+            Look::Quick => Some(self.places().round()),
+            Look::At { places, .. } => self.places().rung(places),
+        };
+        let (journal, claim) = tokio::try_join!(
+            client.prepare_cached(JOURNAL),
+            client.prepare_cached(if visit.is_some() { CLAIM_KNOWN } else { CLAIM })
+        )?;
+        let ask = Ask { client, claim, room, token };
         // In this order on the wire: the journal's statement runs first, so that the change
         // before a terminal one is in the journal when the claim looks for it.
         let journal_parameters: [&(dyn ToSql + Sync); 1] = [&JOURNAL_ROWS];
+        let transitions = async {
+            match room.look {
+                Look::At { changes: false, .. } => Ok(Vec::new()),
+                _ => client.query(&journal, &journal_parameters).await,
+            }
+        };
         // Each commits by itself: what one of them gave counts although the other failed.
-        let (transitions, claims) = tokio::join!(client.query(&journal, &journal_parameters), async {
-            match room.rows {
-                0 => Ok(Vec::new()),
-                _ => self.walk(client, &claim, room, token).await,
+        let (transitions, claims) = tokio::join!(transitions, async {
+            match visit {
+                _ if room.rows == 0 => Ok(Vec::new()),
+                Some(visit) if visit.lanes.is_empty() => Ok(Vec::new()),
+                Some(visit) => self.visit(&ask, &visit).await,
+                None => self.walk(&ask).await,
             }
         });
+        if let Ok(claims) = &claims {
+            self.places().learn(claims.iter().map(|row| Found {
+                place: (row.get(10), row.get::<_, Option<String>>(ACCOUNT).unwrap_or_default()),
+                since: row.get(UNSEEN + 1),
+                bell: row.get(UNSEEN + 2),
+            }));
+        }
         Ok([transitions, claims])
     }
 
-    async fn walk(
-        &self,
-        client: &Object,
-        claim: &Statement,
-        room: &Room,
-        token: Uuid,
-    ) -> Result<Vec<Row>, tokio_postgres::Error> {
-        let (lanes, counts): (Vec<&str>, Vec<i64>) =
-            room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
-        let (rows, per_lane) = (count(room.rows), count(room.per_lane));
-        let (lease, horizon) = (self.lease.as_secs_f64(), self.horizon.as_secs_f64());
+    /// Claims everywhere, a part of it at a time, until there is something.
+    async fn walk(&self, ask: &Ask<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
         let mut from_the_first = self.cursor().is_none();
         loop {
             let after = self.cursor();
             let (lane, account) = after.as_ref().map(|(lane, account)| (lane, account)).unzip();
-            let found = client
-                .query(
-                    claim,
-                    &[
-                        &rows,
-                        &per_lane,
-                        &lanes,
-                        &counts,
-                        &token,
-                        &lease,
-                        &horizon,
-                        &lane,
-                        &account,
-                        &LANES_AT_A_TIME,
-                        &room.retries,
-                    ],
-                )
-                .await?;
+            let found = self.ask(ask, &[&lane, &account]).await?;
             // No row at all: there are no lanes after the cursor.
             let at_the_end = found.first().is_none_or(|row| row.get(VISITED_ALL));
-            *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) = match found.first() {
-                Some(row) if !at_the_end => Some((row.get(VISITED_ALL + 1), row.get(VISITED_ALL + 2))),
-                _ => None,
-            };
-            let claimed: Vec<Row> =
-                found.into_iter().filter(|row| row.get::<_, Option<i64>>(0).is_some()).collect();
+            *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) =
+                found.first().filter(|_| !at_the_end).map(last_visited);
+            let claimed = claimed(found);
             if !claimed.is_empty() || (at_the_end && from_the_first) {
                 return Ok(claimed);
             }
@@ -147,13 +145,55 @@ impl NativeOutbox {
         }
     }
 
-    fn cursor(&self) -> Option<(String, String)> {
+    /// Claims at known places.
+    async fn visit(&self, ask: &Ask<'_>, visit: &Visit) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let found = self.ask(ask, &[&visit.lanes, &visit.accounts, &visit.since]).await?;
+        if let Some(row) = found.first() {
+            self.places().visited(&last_visited(row));
+        }
+        Ok(claimed(found))
+    }
+
+    async fn ask(
+        &self,
+        ask: &Ask<'_>,
+        places: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let room = ask.room;
+        let (lanes, counts): (Vec<&str>, Vec<i64>) =
+            room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
+        let (rows, per_lane) = (count(room.rows), count(room.per_lane));
+        let (lease, horizon) = (self.lease.as_secs_f64(), self.horizon.as_secs_f64());
+        let common: [&(dyn ToSql + Sync); 9] = [
+            &rows,
+            &per_lane,
+            &lanes,
+            &counts,
+            &ask.token,
+            &lease,
+            &horizon,
+            &room.retries,
+            &PLACES_AT_A_TIME,
+        ];
+        ask.client.query(&ask.claim, &[&common[..], places].concat()).await
+    }
+
+    fn cursor(&self) -> Option<Place> {
         self.cursor.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn acknowledge(&self, client: &Object, settled: &[&Settlement]) -> Result<Vec<RowId>, OutboxError> {
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rows written, and whether a circuit has healed by that.
+    async fn acknowledge(
+        &self,
+        client: &Object,
+        settled: &[&Settlement],
+    ) -> Result<(Vec<RowId>, bool), OutboxError> {
         if settled.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), false));
         }
         let columns = Columns::of(settled.iter().copied());
         let statement = client.prepare_cached(ACKNOWLEDGE).await?;
@@ -171,7 +211,8 @@ impl NativeOutbox {
                 ],
             )
             .await?;
-        Ok(rows.iter().map(|row| RowId::native(row.get(0))).collect())
+        let healed = rows.first().is_some_and(|row| row.get(1));
+        Ok((rows.iter().map(|row| RowId::native(row.get(0))).collect(), healed))
     }
 
     async fn release(
@@ -262,7 +303,10 @@ impl Outbox for NativeOutbox {
         let mut written: HashSet<RowId> = HashSet::new();
         // Each commits by itself: what one of them wrote is written although the other failed.
         match acknowledged.and_then(|answer| answer) {
-            Ok(rows) => written.extend(rows),
+            Ok((rows, healed)) => {
+                settled.healed = healed;
+                written.extend(rows);
+            }
             Err(error) => settled.unwritten(&delivered, error),
         }
         match released.and_then(|answer| answer) {
@@ -311,6 +355,23 @@ impl Outbox for NativeOutbox {
 
 type Rows = Result<Vec<Row>, tokio_postgres::Error>;
 
+/// What all claims are asked with.
+struct Ask<'a> {
+    client: &'a Object,
+    claim: Statement,
+    room: &'a Room,
+    token: Uuid,
+}
+
+/// Without the row that only says how far a claim came.
+fn claimed(found: Vec<Row>) -> Vec<Row> {
+    found.into_iter().filter(|row| row.get::<_, Option<i64>>(0).is_some()).collect()
+}
+
+fn last_visited(row: &Row) -> Place {
+    (row.get(VISITED_ALL + 1), row.get(VISITED_ALL + 2))
+}
+
 fn transition(row: &Row) -> Transition {
     Transition {
         task: (row.get(1), row.get(2)),
@@ -328,7 +389,8 @@ fn count(n: usize) -> i64 {
 }
 
 const JOURNAL: &str = include_str!("journal.sql");
-const CLAIM: &str = include_str!("claim.sql");
+const CLAIM: &str = concat!(include_str!("walk.sql"), include_str!("claim.sql"));
+const CLAIM_KNOWN: &str = concat!(include_str!("known.sql"), include_str!("claim.sql"));
 const ACKNOWLEDGE: &str = include_str!("acknowledge.sql");
 const RELEASE: &str = include_str!("release.sql");
 const NEXT_DUE: &str = include_str!("next_due.sql");
@@ -336,11 +398,14 @@ const EXPIRE: &str = include_str!("expire.sql");
 /// Transitions in one go: enough to keep up with any seller, small enough to stay a short statement.
 const JOURNAL_ROWS: i64 = 500;
 const EXPIRE_ROWS: i64 = 1000;
-/// Lanes that one claim visits: about a millisecond of index look-ups.
-const LANES_AT_A_TIME: i64 = 200;
+/// Places that one claim visits: about a millisecond of index look-ups.
+const PLACES_AT_A_TIME: i64 = 200;
 /// Rows of a lane that are asked for their lease, one of which runs out first.
 const FIRST_ROWS: i64 = 64;
+/// The column with the account.
+const ACCOUNT: usize = 24;
 /// The column that says whether a walk came to the last lane; where it ended follows.
 const VISITED_ALL: usize = 30;
-/// The column that says whether a row's transition has not been handed out before.
+/// The column that says whether a row's transition has not been handed out before; what is remembered
+/// of its place follows.
 const UNSEEN: usize = 33;
