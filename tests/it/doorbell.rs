@@ -3,15 +3,16 @@
 //! The first test runs the real steps on real connections in every order; the second the real
 //! worker against real sellers with the safety poll far away.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use taskbell::listener::{Gate, Horizon, Session};
+use taskbell::listener::{Gate, Heard, Horizon, Listener, Session};
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client};
+use tokio_util::sync::CancellationToken;
 
 use super::support::{TestDatabase, daemon, eventually};
 
@@ -264,6 +265,30 @@ async fn the_bell_is_silent_only_while_somebody_is_awake() {
     seller.batch_execute("COMMIT").await.unwrap();
     assert!(Gate(&gate).close().await.unwrap());
     assert!(Gate(&listening).held_by_another().await.unwrap());
+}
+
+/// A bell says where to look, and no more than that to whoever else listens.
+#[tokio::test]
+async fn the_bell_names_the_place_by_a_number() {
+    let database = TestDatabase::migrated().await;
+    let (seller, stop) = (database.client().await, CancellationToken::new());
+    let (listener, mut wakes, _) = Listener::new(database.connector.handle(), Duration::from_secs(60));
+    let listening = tokio::spawn(listener.run(stop.clone()));
+    assert!(wakes.next().await.connected);
+    super::support::issue(&seller, "task_1", Some("https://buyer.example/here")).await;
+    assert_eq!(wakes.next().await, Heard { bells: 1, changes: true, ..Heard::default() });
+    let number = "SELECT taskbell.bell_of('https://buyer.example:443', 'acct')::bigint";
+    let place: i64 = seller.query_one(number, &[]).await.unwrap().get(0);
+    super::support::issue(&seller, "task_2", Some("https://buyer.example/there")).await;
+    assert!(wakes.next().await.changes);
+    // Two of one place in one transaction ring once.
+    seller.batch_execute("UPDATE decisioning_tasks SET state = 'failed'").await.unwrap();
+    let places = BTreeSet::from([place]);
+    assert_eq!(wakes.next().await, Heard { bells: 1, places, ..Heard::default() });
+    seller.batch_execute("SELECT taskbell.ring()").await.unwrap();
+    assert_eq!(wakes.next().await, Heard { bells: 1, anywhere: true, ..Heard::default() });
+    stop.cancel();
+    listening.await.unwrap();
 }
 
 /// Two real workers, their safety poll an hour away, and sellers that commit, hesitate and roll back.
