@@ -2,8 +2,7 @@
 //! settle writes what has ended, and who is asleep asks how things stand. Each is a task of its own, on a
 //! connection of its own, so that the database works on them while attempts are on the wire.
 //!
-//! Claims in a busy time, and settles, rest as long as they took: on an idle database that costs
-//! nothing, and one that is slow because sellers are busy is left to them half of the time.
+//! Both rest where the database is busy with sellers ([`super::pressure`]).
 
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use super::attempt::{Settled, World, Writing};
+use super::pressure::Pressure;
 use super::sleep::{Asked, CALM, Phase};
 use super::{OUTAGE_PAUSE, Worker, chain};
 use crate::metrics as names;
@@ -29,6 +29,8 @@ pub(super) struct Exchange {
     /// Until when claims and settles rest.
     pub(super) claims_rest: Instant,
     settles_rest: Instant,
+    claims_met: Pressure,
+    settles_met: Pressure,
     /// After a settle that failed, what it did not write waits.
     settle_after: Instant,
     /// Rows that the claim under way may bring, or the last one might have brought.
@@ -61,6 +63,8 @@ impl Default for Exchange {
             being_written: Vec::new(),
             claims_rest: Instant::now(),
             settles_rest: Instant::now(),
+            claims_met: Pressure::default(),
+            settles_met: Pressure::default(),
             settle_after: Instant::now(),
             room: 0,
             brought: 0,
@@ -197,7 +201,15 @@ impl<O: Outbox, W: World> Worker<O, W> {
             return;
         }
         let took = since.elapsed();
-        let rest = if self.phase == Phase::Awake { took.min(MAX_REST) } else { Duration::ZERO };
+        // Nothing that rang waits, and a walk that brings little says nothing.
+        let rows = self.exchange.brought;
+        let tells = match look {
+            Look::Whole => rows >= MUCH,
+            Look::Quick => true,
+            Look::At { .. } => false,
+        };
+        let rest = if tells { self.exchange.claims_met.rest(took, rows) } else { Duration::ZERO };
+        tracing::trace!(?look, brought = self.exchange.brought, ?took, ?rest, "looked");
         self.exchange.claims_rest = Instant::now() + rest;
         self.next_look = self.after(&look, found, took).await;
         if std::mem::take(&mut self.exchange.again) {
@@ -262,7 +274,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Takes note of what a settle has written.
     pub(super) fn written(&mut self, since: Instant, answer: Result<SettledRows, OutboxError>) {
         let now = Instant::now();
-        self.exchange.settles_rest = now + since.elapsed().min(MAX_REST);
+        self.exchange.settles_rest =
+            now + self.exchange.settles_met.rest(since.elapsed(), self.exchange.being_written.len());
         let mut rows = answer.unwrap_or_else(|error| SettledRows {
             unwritten: self.exchange.being_written.iter().map(|ended| ended.settlement.row).collect(),
             fault: Some(error),
@@ -324,7 +337,5 @@ const BATCH: usize = 128;
 const MUCH: usize = 16;
 /// How long free slots wait for company while a backlog waits.
 const GATHER: Duration = Duration::from_millis(2);
-/// The longest rest.
-const MAX_REST: Duration = Duration::from_millis(100);
 /// Between two calls for help.
 const RING_PAUSE: Duration = Duration::from_millis(100);

@@ -7,6 +7,7 @@
 //! [`crate::listener::Doorbell`]; the states here are its states.
 
 mod exchange;
+mod pressure;
 mod sleep;
 mod attempt;
 mod judge;

@@ -116,6 +116,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Phase::Awake if now - self.last_busy < self.settings.linger => now + LINGER_POLL.max(took),
             Phase::Awake => match self.doorbell.open().await {
                 Ok(horizon) => {
+                    tracing::debug!("nothing comes: the bell may ring again");
                     self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
                     now
                 }
@@ -123,6 +124,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             },
             // The horizon had passed before the look that found nothing: nobody is silent any more.
             Phase::Settling { passed: true, .. } => {
+                tracing::debug!("asleep");
                 self.phase = Phase::Asleep { watchful: false };
                 self.ask_when_due(now);
                 now + self.settings.safety_poll
@@ -241,6 +243,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Asks for silence, unless that was done already.
     fn stay_awake(&mut self) {
         if self.phase != Phase::Awake {
+            tracing::debug!("awake: the bell is asked to be silent");
             self.phase = Phase::Awake;
             self.doorbell.close();
         }
