@@ -188,12 +188,6 @@ impl Doorbell {
         self.ask(Request::InLine).await
     }
 
-    /// Lets the bell ring again, without waiting for it: for one who will not look any more.
-    pub fn leave(&self) {
-        let (nobody, _) = oneshot::channel();
-        let _ = self.requests.send(Request::Open(nobody));
-    }
-
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, DoorbellError> {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(request(answer));

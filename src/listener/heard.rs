@@ -11,6 +11,8 @@ use tokio::sync::Notify;
 pub struct Heard {
     /// The listener has just subscribed: something may have been missed.
     pub connected: bool,
+    /// Another daemon has more than it can take, or leaves: what it silenced may still be open.
+    pub help: bool,
     /// Notifications in all.
     pub bells: usize,
     /// One of them did not say where, or there were too many to remember.
@@ -25,12 +27,13 @@ impl Heard {
     /// Whether there is nothing to look at.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
-        !(self.connected || self.anywhere || self.changes) && self.places.is_empty()
+        !(self.connected || self.help || self.anywhere || self.changes) && self.places.is_empty()
     }
 
     /// Adds what came later.
     pub fn extend(&mut self, later: Self) {
         self.connected |= later.connected;
+        self.help |= later.help;
         self.bells += later.bells;
         self.anywhere |= later.anywhere;
         self.changes |= later.changes;
@@ -47,6 +50,7 @@ impl Heard {
         match payload.parse() {
             Ok(place) => _ = heard.places.insert(place),
             Err(_) if payload == CHANGE => heard.changes = true,
+            Err(_) if payload == HELP => heard.help = true,
             Err(_) => heard.anywhere = true,
         }
         heard
@@ -95,6 +99,8 @@ impl Wakes {
 
 /// The payload of a change that no webhook is owed for, as in the triggers.
 const CHANGE: &str = "change";
+/// What daemons ring each other with.
+pub const HELP: &str = "help";
 /// More places than this are looked at all together.
 const MAX_PLACES: usize = 64;
 

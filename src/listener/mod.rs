@@ -19,7 +19,7 @@ use tokio_postgres::AsyncMessage;
 use tokio_util::sync::CancellationToken;
 
 pub use doorbell::{Doorbell, DoorbellError, Gate, Horizon};
-pub use heard::{Heard, Ringer, Wakes, wakes};
+pub use heard::{HELP, Heard, Ringer, Wakes, wakes};
 pub use session::{Connect, ConnectError, Session};
 
 /// The channel on which triggers, operators and daemons ring.

@@ -322,5 +322,6 @@ impl OutboxError {
     }
 }
 
-/// Wakes whoever sleeps; rung from a connection of our own, never in a seller's transaction.
-const RING: &str = "SELECT pg_notify('taskbell', '')";
+/// Wakes whoever sleeps ([`crate::listener::HELP`]); rung from a connection of our own, never in a
+/// seller's transaction.
+const RING: &str = "SELECT pg_notify('taskbell', 'help')";

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use metrics::histogram;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::attempt::{Settled, World, Writing};
 use super::exchange::answered;
@@ -16,8 +16,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// then is repeated when its lease runs out.
     pub(super) async fn drain(mut self) {
         // Nobody is silent for our sake any more, and whoever sleeps takes over.
-        self.doorbell.leave();
-        self.call_for_help();
+        let leaving = self.leave();
+        self.settle_the_rest().await;
+        // If the database does not answer, the others find by themselves that we are gone.
+        let _ = timeout(STOP_PATIENCE, leaving).await;
+    }
+
+    async fn settle_the_rest(&mut self) {
         let began = Instant::now();
         let deadline = began + self.settings.grace;
         let last_try = deadline + LAST_TRY;

@@ -233,6 +233,16 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
     }
 
+    /// Lets the bell ring again, and then has the others look: after what was silent for our sake.
+    pub(super) fn leave(&self) -> JoinHandle<Result<(), OutboxError>> {
+        let (doorbell, outbox) = (self.doorbell.clone(), self.outbox.clone());
+        tokio::spawn(async move {
+            // Without a connection nothing is silent.
+            let _ = doorbell.open().await;
+            outbox.ring().await
+        })
+    }
+
     /// Writes what has ended, unless something is being written. What could not be written is tried
     /// again, until its lease runs out: after that it is somebody else's. What the database
     /// refused is tried again by itself, because it may be the one row that it refuses.

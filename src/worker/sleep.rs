@@ -219,8 +219,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
     pub(super) fn heard(&mut self, heard: Heard) {
         let now = Instant::now();
         if heard.connected {
-            // What came before may have rung nobody.
             counter!(names::WAKEUPS, "cause" => "connected").increment(1);
+        }
+        if heard.connected || heard.help {
+            // What came before may have rung nobody: whoever falls asleep from here waits until it has ended.
             self.last_busy = now;
             self.stay_awake();
         }
@@ -231,13 +233,15 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 self.stay_awake();
             }
         }
-        if matches!(self.phase, Phase::Asleep { .. }) && !heard.anywhere && !heard.connected {
-            self.heard.extend(heard);
+        if matches!(self.phase, Phase::Asleep { .. }) {
             // Whoever else heard that bell has asked for silence by then, if at all.
             self.next_question.get_or_insert(now + CALM);
-        } else {
-            self.look_now();
+            if !heard.anywhere {
+                self.heard.extend(heard);
+                return;
+            }
         }
+        self.look_now();
     }
 
     /// Asks for silence, unless that was done already.
