@@ -178,23 +178,45 @@ CREATE FUNCTION taskbell.trip_circuits(lanes text[], accounts text[], reasons te
 $$;
 
 -- Counts successes: forgets failures that closed nothing, and opens what was closed step by step.
+-- After a probe's success the destination is well again, and accounts that were closed for its sake,
+-- not for their own, probe soon too, each at a moment of its own. One that fails once more is left
+-- alone as long as before, not twice as long: it was asked too early.
 CREATE FUNCTION taskbell.heal_circuits(lanes text[], accounts text[]) RETURNS void
-    LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    soon   CONSTANT interval := '2 seconds';
+    probed text[];
+BEGIN
     WITH ok AS (
-        SELECT c.lane, c.account_id, count(*) AS n
+        SELECT c.lane, c.account_id, c.probing, count(*) AS n
         FROM unnest(lanes, accounts) AS o(lane, account_id) JOIN taskbell.circuit c USING (lane, account_id)
-        GROUP BY 1, 2 ORDER BY 1, 2
+        GROUP BY 1, 2, 3 ORDER BY 1, 2
     ), well AS (
         DELETE FROM taskbell.circuit c USING ok
         WHERE c.lane = ok.lane AND c.account_id = ok.account_id
           AND ((c.closed_until IS NULL AND c.recovered IS NULL) OR coalesce(c.recovered, 0) + ok.n >= 32)
+    ), better AS (
+        UPDATE taskbell.circuit c
+        SET failures = 0, closed_until = NULL, probing = false, recovered = coalesce(c.recovered, 0) + ok.n
+        FROM ok
+        WHERE c.lane = ok.lane AND c.account_id = ok.account_id
+          AND NOT ((c.closed_until IS NULL AND c.recovered IS NULL) OR coalesce(c.recovered, 0) + ok.n >= 32)
     )
-    UPDATE taskbell.circuit c
-    SET failures = 0, closed_until = NULL, probing = false, recovered = coalesce(c.recovered, 0) + ok.n
-    FROM ok
-    WHERE c.lane = ok.lane AND c.account_id = ok.account_id
-      AND NOT ((c.closed_until IS NULL AND c.recovered IS NULL) OR coalesce(c.recovered, 0) + ok.n >= 32)
-$$;
+    SELECT array_agg(DISTINCT lane) INTO probed FROM ok WHERE probing;
+    IF probed IS NOT NULL THEN
+        -- One that is locked is being settled or probed.
+        WITH sibling AS (
+            SELECT c.lane, c.account_id FROM taskbell.circuit c
+            WHERE c.lane = ANY (probed) AND c.closed_until > now() + soon AND NOT c.probing
+              AND c.last_reason IN ('answer_refused', 'connect', 'dns', 'reset', 'response_broken', 'server_error',
+                                    'throttled', 'timeout', 'tls')
+            FOR UPDATE SKIP LOCKED
+        )
+        UPDATE taskbell.circuit c
+        SET closed_until = now() + random() * soon, pauses = greatest(c.pauses - 1, 0)
+        FROM sibling s WHERE c.lane = s.lane AND c.account_id = s.account_id;
+    END IF;
+END $$;
 
 -- Open tasks past the limit of their type that a log line was written for.
 CREATE TABLE taskbell.overdue (

@@ -164,6 +164,20 @@ impl Bed {
         tidy(client).await;
     }
 
+    /// The same in the outbox at once, with other names, another path, and these ports: a million in half a minute.
+    pub async fn owe_at(
+        &self,
+        client: &Client,
+        prefix: &str,
+        many: i64,
+        path: &str,
+        ports: &[u16],
+        result_bytes: usize,
+    ) {
+        let ports: Vec<i32> = ports.iter().map(|port| i32::from(*port)).collect();
+        client.execute(OWED, &[&many, &prefix, &ports, &path, &result(result_bytes)]).await.unwrap();
+    }
+
     /// Lets a daemon see every state change that no webhook is owed for.
     pub async fn journaled(&self, client: &Client) {
         let daemon = self.daemon(&[]).await;
@@ -292,6 +306,7 @@ impl Drop for Daemon {
 
 const EMPTY: &str = "TRUNCATE decisioning_tasks, taskbell.outbox, taskbell.registration, taskbell.circuit";
 const REGISTRATIONS: &str = include_str!("registrations.sql");
+const OWED: &str = include_str!("owed.sql");
 const COMPLETE: &str = "UPDATE decisioning_tasks SET state = 'completed', result = $2::text::jsonb \
                         WHERE task_id LIKE $1";
 const PACKAGE: &str =

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::bed::Bed;
+use super::bed::{Bed, tidy};
 use super::figures::Quantiles;
 use super::table::{Table, thousands};
 
@@ -22,11 +22,13 @@ pub async fn memory() -> Table {
     table.row(row("nothing to do", 0, daemon.processes().resident_mib()));
     daemon.stop();
     for (what, owed, bytes, seconds) in [
-        ("1,000,000 owed", 1_000_000, 1000, 60),
+        ("1,000,000 owed", 1_000_000, 1000, 30),
         ("results of 64 KiB", 5_000, 65_536, 30),
         ("results of 900 KiB", 500, 900 * 1024, 30),
     ] {
-        bed.owe(&client, owed, bytes).await;
+        bed.empty(&client).await;
+        bed.owe_at(&client, "task_", owed, "ok", &bed.receiver.ports, bytes).await;
+        tidy(&client).await;
         bed.receiver.forget();
         let daemon = bed.daemon(&[]).await;
         bed.receiver.wait_for_some(usize::try_from(owed).unwrap(), Duration::from_secs(seconds)).await;

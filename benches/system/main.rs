@@ -69,7 +69,10 @@ fn main() {
             tables.push(conditions::backlog().await);
         }
         if wanted("lanes") {
-            tables.extend(lanes::lanes(1).await);
+            tables.push(lanes::lanes(1).await);
+        }
+        if wanted("lanes") || wanted("recovery") {
+            tables.push(lanes::recovery().await);
         }
         if wanted("rolling") {
             tables.push(rolling::rolling().await);

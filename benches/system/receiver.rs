@@ -1,14 +1,14 @@
 //! The buyers: a process of its own with TLS on many ports, that notes when each webhook arrived.
 //!
 //! The benchmark starts itself again with `receiver PORTS CERTIFICATE KEY` and talks to it by lines:
-//! `count`, `dump`, `forget`, `heal`.
+//! `count`, `dump`, `highest`, `forget`, `heal`.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener as StdListener;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -92,6 +92,11 @@ impl Receiver {
         arrivals.collect()
     }
 
+    /// How many were in flight at once, at most, on each port.
+    pub fn highest(&mut self) -> Vec<usize> {
+        self.ask("highest").split(' ').map(|n| n.parse().unwrap()).collect()
+    }
+
     /// How long the first webhook of each of these tasks took from then.
     pub fn latencies(&mut self, since: &[(String, u128)]) -> Quantiles {
         let mut first: HashMap<String, u128> = HashMap::new();
@@ -138,6 +143,30 @@ struct Webhook<'a> {
 struct Ledger {
     arrived: Mutex<Vec<(String, u128)>>,
     healed: AtomicBool,
+    ports: Vec<Port>,
+}
+
+/// Requests in flight, and at most so far.
+#[derive(Default)]
+struct Port {
+    busy: AtomicUsize,
+    highest: AtomicUsize,
+}
+
+/// One of them.
+struct InFlight<'a>(&'a Port);
+
+impl<'a> InFlight<'a> {
+    fn at(port: &'a Port) -> Self {
+        port.highest.fetch_max(port.busy.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        Self(port)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The process itself.
@@ -157,9 +186,10 @@ pub fn serve(arguments: &[String]) {
     let listeners: Vec<StdListener> = (0..ports).map(|_| StdListener::bind("127.0.0.1:0").unwrap()).collect();
     let numbers = listeners.iter().map(|listener| listener.local_addr().unwrap().port().to_string());
     println!("{}", numbers.collect::<Vec<_>>().join(" "));
-    let ledger = Arc::new(Ledger::default());
+    let places = (0..ports).map(|_| Port::default()).collect();
+    let ledger = Arc::new(Ledger { ports: places, ..Ledger::default() });
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    for listener in listeners {
+    for (place, listener) in listeners.into_iter().enumerate() {
         let (acceptor, ledger) = (acceptor.clone(), ledger.clone());
         runtime.spawn(async move {
             listener.set_nonblocking(true).unwrap();
@@ -169,7 +199,7 @@ pub fn serve(arguments: &[String]) {
                 tokio::spawn(async move {
                     socket.set_nodelay(true).unwrap();
                     let Ok(stream) = acceptor.accept(socket).await else { return };
-                    let service = service_fn(move |request| answer(request, ledger.clone()));
+                    let service = service_fn(move |request| answer(request, place, ledger.clone()));
                     let server = Builder::new(TokioExecutor::new());
                     let _ = server.serve_connection(TokioIo::new(stream), service).await;
                 });
@@ -191,6 +221,11 @@ fn obey(ledger: &Ledger) {
                     writeln!(out, "{task}\t{at}").unwrap();
                 }
             }
+            "highest" => {
+                let highest =
+                    ledger.ports.iter().map(|port| port.highest.load(Ordering::Relaxed).to_string());
+                writeln!(out, "{}", highest.collect::<Vec<_>>().join(" ")).unwrap();
+            }
             "heal" => {
                 ledger.healed.store(true, Ordering::Relaxed);
                 writeln!(out, "0").unwrap();
@@ -198,6 +233,9 @@ fn obey(ledger: &Ledger) {
             "forget" => {
                 ledger.healed.store(false, Ordering::Relaxed);
                 arrived.clear();
+                for port in &ledger.ports {
+                    port.highest.store(port.busy.load(Ordering::Relaxed), Ordering::Relaxed);
+                }
                 writeln!(out, "0").unwrap();
             }
             _ => writeln!(out, "{}", arrived.len()).unwrap(),
@@ -209,9 +247,11 @@ fn obey(ledger: &Ledger) {
 /// `/hang` never answers, `/500` does so badly, until they are healed.
 async fn answer(
     request: Request<Incoming>,
+    place: usize,
     ledger: Arc<Ledger>,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let _in_flight = InFlight::at(&ledger.ports[place]);
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await?.to_bytes();
     match path.as_str() {

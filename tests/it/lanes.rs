@@ -194,6 +194,76 @@ async fn one_buyers_revoked_credential_does_not_close_the_receiver_for_others() 
 }
 
 #[tokio::test]
+async fn after_a_probes_success_accounts_closed_for_the_destinations_sake_probe_soon_too() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    let verdict = Verdict::Release { after: Duration::ZERO };
+    for (host, account, reason) in [
+        ("shared.example", "a", FailureReason::Timeout),
+        ("shared.example", "b", FailureReason::ServerError),
+        ("shared.example", "c", FailureReason::Connect),
+        ("shared.example", "revoked", FailureReason::Unauthorized),
+        ("other.example", "a", FailureReason::ServerError),
+    ] {
+        owe(&client, host, account, 8).await;
+        settle(&outbox, &claim(&outbox, 8).await, verdict, Some(reason)).await;
+    }
+    let wait = async |host: &str, account: &str| {
+        let sql = "SELECT extract(epoch FROM closed_until - now())::float8, pauses FROM taskbell.circuit
+                   WHERE lane = 'https://' || $1 || ':443' AND account_id = $2";
+        let row = client.query_one(sql, &[&host, &account]).await.unwrap();
+        (row.get::<_, f64>(0), row.get::<_, i32>(1))
+    };
+    let let_pass = async |account: &str, seconds: f64| {
+        let sql = "UPDATE taskbell.circuit SET closed_until = now() + $2 * interval '1 second'
+                   WHERE lane = 'https://shared.example:443' AND account_id = $1";
+        client.execute(sql, &[&account, &seconds]).await.unwrap();
+    };
+    owe(&client, "shared.example", "well", 8).await;
+    succeed(&outbox, &claim(&outbox, 8).await).await;
+    assert!(wait("shared.example", "b").await.0 > 40.0, "no probe has succeeded");
+    let_pass("a", 0.0).await;
+    let_pass("c", 0.5).await;
+    let probe = claim(&outbox, 50).await;
+    assert_eq!(probe.len(), 1);
+    succeed(&outbox, &probe).await;
+    let (seconds, pauses) = wait("shared.example", "b").await;
+    assert!(seconds < 2.0 && pauses == 0, "{seconds}");
+    assert!(wait("shared.example", "c").await.0 < 0.5, "never later than it would have been");
+    for (host, account) in [("shared.example", "revoked"), ("other.example", "a")] {
+        assert!(wait(host, account).await.0 > 40.0, "{host} {account} has a trouble of its own");
+    }
+    // One that was asked too early waits as long again as it had to, not twice as long.
+    let_pass("b", 0.0).await;
+    let mut claims = claim(&outbox, 50).await;
+    claims.retain(|claim| claim.task_id.starts_with("shared.example.b"));
+    assert_eq!(claims.len(), 1);
+    fail(&outbox, &claims).await;
+    let (seconds, pauses) = wait("shared.example", "b").await;
+    assert!((40.0..80.0).contains(&seconds) && pauses == 1, "{seconds}");
+}
+
+#[tokio::test]
+async fn what_probes_because_another_did_is_spread_over_two_seconds() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    owe(&client, "dead.example", "a", 8).await;
+    fail(&outbox, &claim(&outbox, 8).await).await;
+    let_the_pause_pass(&client).await;
+    let sql = "INSERT INTO taskbell.circuit (lane, account_id, failures, pauses, closed_until, last_reason)
+               SELECT 'https://dead.example:443', 's' || n, 5, 7, now() + interval '5 minutes', 'connect'
+               FROM generate_series(1, 100) AS n";
+    client.execute(sql, &[]).await.unwrap();
+    succeed(&outbox, &claim(&outbox, 50).await).await;
+    let sql = "SELECT count(*) FILTER (WHERE closed_until < failing_since + interval '1 second'),
+                      count(*) FILTER (WHERE closed_until > failing_since + interval '3 seconds')
+               FROM taskbell.circuit WHERE account_id LIKE 's%'";
+    let row = client.query_one(sql, &[]).await.unwrap();
+    let (within_a_second, later): (i64, i64) = (row.get(0), row.get(1));
+    assert!((20..80).contains(&within_a_second) && later == 0, "{within_a_second} {later}");
+}
+
+#[tokio::test]
 async fn claims_go_round_hundreds_of_lanes() {
     let database = TestDatabase::migrated().await;
     let (client, outbox) = (database.client().await, outbox(&database));
