@@ -54,12 +54,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
             let end = if now < deadline { deadline } else { last_try };
             let give_up = patience.min().unwrap_or(end).min(end);
             self.due_back.send_replace(give_up);
-            let settle_at = self.settle_at().min(end);
             tokio::select! {
                 Some(ended) = self.attempts.join_next_with_id() => self.collect(ended),
                 (_, answer) = answered(&mut self.exchange.claiming) => self.give_back(answer),
-                (since, answer) = answered(&mut self.exchange.settling) => self.written(since, answer),
-                () = sleep_until(settle_at),
+                (_, answer) = answered(&mut self.exchange.settling) => self.written(answer),
+                () = sleep_until(self.exchange.settle_after.min(end)),
                     if self.exchange.settling.is_none() && !self.finished.is_empty() => {}
                 () = sleep_until(give_up) => self.give_up(began),
             }

@@ -1,8 +1,6 @@
 //! The exchanges with the database, at most one of each kind under way: a claim fills free slots, a
 //! settle writes what has ended, and who is asleep asks how things stand. Each is a task of its own, on a
 //! connection of its own, so that the database works on them while attempts are on the wire.
-//!
-//! Both rest where the database is busy with sellers ([`super::pressure`]).
 
 use std::time::Duration;
 
@@ -11,7 +9,6 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use super::attempt::{Settled, World, Writing};
-use super::pressure::Pressure;
 use super::sleep::{Asked, CALM, Phase};
 use super::{OUTAGE_PAUSE, Worker, chain};
 use crate::metrics as names;
@@ -26,13 +23,8 @@ pub(super) struct Exchange {
     look: Look,
     /// What the settle that is under way writes.
     pub(super) being_written: Vec<Settled>,
-    /// Until when claims and settles rest.
-    pub(super) claims_rest: Instant,
-    settles_rest: Instant,
-    claims_met: Pressure,
-    settles_met: Pressure,
     /// After a settle that failed, what it did not write waits.
-    settle_after: Instant,
+    pub(super) settle_after: Instant,
     /// Rows that the claim under way may bring, or the last one might have brought.
     room: usize,
     /// Rows that the last claim brought.
@@ -61,10 +53,6 @@ impl Default for Exchange {
             asking: None,
             look: Look::Whole,
             being_written: Vec::new(),
-            claims_rest: Instant::now(),
-            settles_rest: Instant::now(),
-            claims_met: Pressure::default(),
-            settles_met: Pressure::default(),
             settle_after: Instant::now(),
             room: 0,
             brought: 0,
@@ -133,7 +121,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Phase::Asleep { .. } if !wanted => return,
             _ => Duration::ZERO,
         };
-        self.next_look = self.next_look.min((Instant::now() + pause).max(self.exchange.claims_rest));
+        self.next_look = self.next_look.min(Instant::now() + pause);
     }
 
     /// Whether the last claim brought so much that our looking is cheaper than everybody's ringing.
@@ -201,19 +189,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
             return;
         }
         let took = since.elapsed();
-        // Nothing that rang waits, and a walk that brings little says nothing.
-        let rows = self.exchange.brought;
-        let tells = match look {
-            Look::Whole => rows >= MUCH,
-            Look::Quick => true,
-            Look::At { .. } => false,
-        };
-        let rest = if tells { self.exchange.claims_met.rest(took, rows) } else { Duration::ZERO };
-        tracing::trace!(?look, brought = self.exchange.brought, ?took, ?rest, "looked");
-        self.exchange.claims_rest = Instant::now() + rest;
+        tracing::trace!(?look, brought = self.exchange.brought, ?took, "looked");
         self.next_look = self.after(&look, found, took).await;
         if std::mem::take(&mut self.exchange.again) {
-            self.next_look = self.exchange.claims_rest;
+            self.next_look = Instant::now();
         }
         if self.exchange.more {
             self.call_for_help();
@@ -247,8 +226,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// again, until its lease runs out: after that it is somebody else's. What the database
     /// refused is tried again by itself, because it may be the one row that it refuses.
     pub(super) fn begin_settle(&mut self) {
-        let resting = Instant::now() < self.exchange.settles_rest;
-        if self.exchange.settling.is_some() || self.finished.is_empty() || resting {
+        if self.exchange.settling.is_some() || self.finished.is_empty() {
             return;
         }
         let (refused, mut batch): (Vec<Settled>, Vec<Settled>) = std::mem::take(&mut self.finished)
@@ -271,21 +249,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
         self.exchange.settling = Some(Underway { since: Instant::now(), task });
     }
 
-    /// When something may be written again.
-    pub(super) fn settle_at(&self) -> Instant {
-        let new = self.finished.iter().any(|ended| ended.writing == Writing::Due);
-        if new {
-            self.exchange.settles_rest
-        } else {
-            self.exchange.settles_rest.max(self.exchange.settle_after)
-        }
-    }
-
     /// Takes note of what a settle has written.
-    pub(super) fn written(&mut self, since: Instant, answer: Result<SettledRows, OutboxError>) {
+    pub(super) fn written(&mut self, answer: Result<SettledRows, OutboxError>) {
         let now = Instant::now();
-        self.exchange.settles_rest =
-            now + self.exchange.settles_met.rest(since.elapsed(), self.exchange.being_written.len());
         let mut rows = answer.unwrap_or_else(|error| SettledRows {
             unwritten: self.exchange.being_written.iter().map(|ended| ended.settlement.row).collect(),
             fault: Some(error),

@@ -7,7 +7,6 @@
 //! [`crate::listener::Doorbell`]; the states here are its states.
 
 mod exchange;
-mod pressure;
 mod sleep;
 mod attempt;
 mod judge;
@@ -154,7 +153,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             self.begin_settle();
             self.begin_claim();
             self.begin_asking();
-            let (question, settle_at) = (self.next_question.unwrap_or(self.next_look), self.settle_at());
+            let question = self.next_question.unwrap_or(self.next_look);
             self.due_back.send_replace(self.exchange.since().min().unwrap_or(self.next_look));
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -170,14 +169,14 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     // What was claimed has been started; only the next look was still to be decided.
                     () = stop.cancelled() => break,
                 },
-                (since, answer) = answered(&mut self.exchange.settling) => self.written(since, answer),
+                (_, answer) = answered(&mut self.exchange.settling) => self.written(answer),
                 (_, answer) = answered(&mut self.exchange.asking) => tokio::select! {
                     () = self.asked(answer) => {}
                     () = stop.cancelled() => break,
                 },
                 () = sleep_until(self.next_look), if self.exchange.claiming.is_none() => {}
                 () = sleep_until(question), if self.exchange.asking.is_none() && self.next_question.is_some() => {}
-                () = sleep_until(settle_at),
+                () = sleep_until(self.exchange.settle_after),
                     if self.exchange.settling.is_none() && !self.finished.is_empty() => {}
             }
         }

@@ -104,7 +104,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 Phase::Asleep { .. } if by_bell => self.next_look,
                 Phase::Asleep { .. } => now + CALM,
                 // Rows may already wait behind the ones just taken.
-                _ if self.attempts.len() < self.settings.concurrency => self.exchange.claims_rest,
+                _ if self.attempts.len() < self.settings.concurrency => now,
                 _ => now + self.settings.safety_poll,
             };
         }
