@@ -322,6 +322,6 @@ impl OutboxError {
     }
 }
 
-/// Wakes whoever sleeps ([`crate::listener::HELP`]); rung from a connection of our own, never in a
-/// seller's transaction.
+/// Wakes whoever sleeps (the payload is the listener's `HELP`); rung from a connection of our own, never in
+/// a seller's transaction.
 const RING: &str = "SELECT pg_notify('taskbell', 'help')";
