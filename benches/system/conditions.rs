@@ -123,7 +123,14 @@ pub async fn backlog() -> Table {
 
 async fn outbox_claim(outbox: &taskbell::outbox::NativeOutbox) -> usize {
     use taskbell::outbox::{Look, Outbox, Room};
-    let room = Room { rows: 64, per_lane: 8, in_flight: Vec::new(), retries: true, look: Look::Whole };
+    let room = Room {
+        rows: 64,
+        per_lane: 8,
+        bytes: usize::MAX,
+        in_flight: Vec::new(),
+        retries: true,
+        look: Look::Whole,
+    };
     let claims = outbox.claim(&room).await.unwrap().claims.len();
     assert!(claims > 0, "a claim finds rows while some are due");
     claims

@@ -105,6 +105,7 @@ pub async fn run(
         WorkerSettings {
             concurrency: config.concurrency,
             per_lane: config.per_lane,
+            payload: config.payload,
             linger: config.linger,
             safety_poll,
             grace: config.grace,

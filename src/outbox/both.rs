@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{
-    Claimed, Look, NativeOutbox, Outbox, OutboxError, Room, SealedOutbox, SettledRows, Settlement, Source,
+    Claim, Claimed, Look, NativeOutbox, Outbox, OutboxError, Room, SealedOutbox, SettledRows, Settlement,
+    Source,
 };
 
 /// The native outbox and, where one is configured, the sealed one.
@@ -99,9 +100,11 @@ fn rest(room: &Room, claimed: &Claimed) -> Room {
     for claim in &claimed.claims {
         *lanes.entry(claim.lane.clone()).or_default() += 1;
     }
+    let bytes = room.bytes.saturating_sub(claimed.claims.iter().map(Claim::body_bytes).sum());
     Room {
-        rows: room.rows.saturating_sub(claimed.claims.len()),
+        rows: if bytes == 0 { 0 } else { room.rows.saturating_sub(claimed.claims.len()) },
         per_lane: room.per_lane,
+        bytes,
         retries: room.retries,
         look: room.look.clone(),
         in_flight: lanes.into_iter().collect(),

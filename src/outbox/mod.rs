@@ -116,6 +116,8 @@ pub struct Room {
     pub rows: usize,
     /// Rows for one lane, counting what is in flight there already.
     pub per_lane: usize,
+    /// Bytes of documents in all; a single row is taken whatever its size.
+    pub bytes: usize,
     /// Lanes with attempts in flight, and how many.
     pub in_flight: Vec<(Lane, usize)>,
     /// Whether rows that failed before may be taken: some slots are kept for first attempts.
@@ -198,6 +200,14 @@ pub struct Claim {
     pub is_new: bool,
     /// What to send, or what the attempt comes to without sending anything.
     pub prepared: Result<Prepared, Outcome>,
+}
+
+impl Claim {
+    /// The size of its body; zero where nothing is sent.
+    #[must_use]
+    pub fn body_bytes(&self) -> usize {
+        self.prepared.as_ref().map_or(0, |prepared| prepared.body.len())
+    }
 }
 
 /// What became of the rows of a settle, where it was not what the verdict said.

@@ -66,7 +66,10 @@ impl Envelope<'_> {
         {
             return Err(Unsendable::Token);
         }
-        let mut body = Body(vec![b'{']);
+        let documents = [self.result, self.context].into_iter().flatten();
+        let mut body =
+            Body(Vec::with_capacity(MEMBERS + documents.map(|value| value.get().len()).sum::<usize>()));
+        body.0.push(b'{');
         body.text("idempotency_key", self.idempotency_key.as_str());
         if let Some(id) = self.notification_id() {
             body.text("notification_id", &id);
@@ -203,6 +206,8 @@ fn rfc3339(moment: SystemTime) -> Result<String, Unsendable> {
 /// Largest body that is rendered: 10 MiB (AdCP Python SDK). Receivers are told to take 1 MB.
 pub const MAX_BODY_BYTES: usize = 10 * 1024 * 1024;
 
+/// What the members beside the documents take, as a rule.
+const MEMBERS: usize = 512;
 /// Largest stored text that is looked at: white space, which a body does not have, may double it.
 const MAX_DOCUMENT_BYTES: usize = 2 * MAX_BODY_BYTES;
 

@@ -12,7 +12,7 @@ use super::attempt::{Settled, World, Writing};
 use super::sleep::{Asked, CALM, Phase};
 use super::{OUTAGE_PAUSE, Worker, chain};
 use crate::metrics as names;
-use crate::outbox::{Claimed, Look, Outbox, OutboxError, Room, SettledRows, Settlement, Verdict};
+use crate::outbox::{Claim, Claimed, Look, Outbox, OutboxError, Room, SettledRows, Settlement, Verdict};
 
 /// What is under way, and how the last ones went.
 pub(super) struct Exchange {
@@ -27,8 +27,12 @@ pub(super) struct Exchange {
     pub(super) settle_after: Instant,
     /// Rows that the claim under way may bring, or the last one might have brought.
     room: usize,
+    /// Bytes of their documents.
+    room_bytes: usize,
     /// Rows that the last claim brought.
     brought: usize,
+    /// How large a body of the last claims was.
+    body: usize,
     /// The last claim brought all that it had room for: more is waiting.
     more: bool,
     /// The same of the last claim that looked everywhere.
@@ -55,7 +59,9 @@ impl Default for Exchange {
             being_written: Vec::new(),
             settle_after: Instant::now(),
             room: 0,
+            room_bytes: 0,
             brought: 0,
+            body: 0,
             more: false,
             more_elsewhere: false,
             again: false,
@@ -98,7 +104,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let Some(look) = self.wanted_look() else { return };
         let room = self.room(look.clone());
         self.exchange.look = look;
-        self.exchange.room = room.rows;
+        (self.exchange.room, self.exchange.room_bytes) = (room.rows, room.bytes);
         let outbox = self.outbox.clone();
         let task = tokio::spawn(async move { outbox.claim(&room).await });
         self.exchange.claiming = Some(Underway { since: Instant::now(), task });
@@ -141,9 +147,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     /// What may be claimed now.
     fn room(&self, look: Look) -> Room {
+        let bytes = self.settings.payload.saturating_sub(self.payload);
+        // The database has to read large documents to learn their size: not many more than will do.
+        let enough = (2 * bytes).checked_div(self.exchange.body).map_or(BATCH, |rows| rows.max(1));
         Room {
-            rows: self.free_slots().min(BATCH),
+            rows: self.free_slots().min(BATCH).min(enough),
             per_lane: self.settings.per_lane,
+            bytes,
             in_flight: self.in_flight.iter().map(|(lane, n)| (lane.clone(), *n)).collect(),
             retries: self.takes_retries(),
             look,
@@ -159,6 +169,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
             unwritten += 1;
             held_up += usize::from(ended.writing != Writing::Due);
         }
+        if self.payload >= self.settings.payload {
+            return 0;
+        }
         let owned = self.attempts.len() + unwritten;
         let limit = self.settings.concurrency;
         limit.saturating_sub(self.attempts.len() + held_up).min((2 * limit).saturating_sub(owned))
@@ -172,7 +185,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 let fault = claimed.fault.take();
                 let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
                 self.exchange.brought = claimed.claims.len().max(claimed.transitions.len());
-                self.exchange.more = self.exchange.room > 0 && claimed.claims.len() >= self.exchange.room;
+                let bytes: usize = claimed.claims.iter().map(Claim::body_bytes).sum();
+                if let Some(body) = bytes.checked_div(claimed.claims.len()) {
+                    self.exchange.body = body;
+                }
+                self.exchange.more = self.exchange.room > 0
+                    && (claimed.claims.len() >= self.exchange.room || bytes >= self.exchange.room_bytes);
                 if look == Look::Whole {
                     self.exchange.more_elsewhere = self.exchange.more;
                 }

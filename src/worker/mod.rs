@@ -44,6 +44,8 @@ pub struct WorkerSettings {
     pub concurrency: usize,
     /// Attempts in flight at once to one destination.
     pub per_lane: usize,
+    /// Bytes of the bodies in flight at once; a single one may be larger.
+    pub payload: usize,
     /// How long it stays awake after the last busy moment, with the bell silent.
     pub linger: Duration,
     /// How often it looks although nobody rang.
@@ -69,6 +71,8 @@ pub struct Worker<O, W> {
     settings: WorkerSettings,
     attempts: JoinSet<Settled>,
     in_flight: HashMap<Lane, usize>,
+    /// Bytes of their bodies.
+    payload: usize,
     started: HashMap<tokio::task::Id, (Lane, Claim)>,
     finished: Vec<Settled>,
     egress: Egress,
@@ -112,6 +116,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             settings,
             attempts: JoinSet::new(),
             in_flight: HashMap::new(),
+            payload: 0,
             started: HashMap::new(),
             finished: Vec::new(),
             egress: Egress::default(),
@@ -192,6 +197,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Whether some lane, or all of them together, can take no more.
     fn is_full(&self) -> bool {
         self.attempts.len() >= self.settings.concurrency
+            || self.payload >= self.settings.payload
             || self.in_flight.values().any(|n| *n >= self.settings.per_lane)
             || !self.takes_retries()
     }
@@ -231,6 +237,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                         .attempts
                         .spawn(async move { attempt(&means, &prepared, ticket).await }.instrument(span));
                     *self.in_flight.entry(claim.lane.clone()).or_default() += 1;
+                    self.payload += claim.body_bytes();
                     self.started.insert(handle.id(), (claim.lane.clone(), claim));
                 }
                 Err(outcome) => {
@@ -259,6 +266,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Err(error) => error.id(),
         };
         let Some((lane, claim)) = self.started.remove(&id) else { return };
+        self.payload -= claim.body_bytes();
         if let Some(n) = self.in_flight.get_mut(&lane) {
             *n -= 1;
             if *n == 0 {

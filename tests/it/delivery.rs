@@ -132,6 +132,33 @@ async fn a_receiver_with_an_unknown_certificate_gets_nothing() {
 }
 
 #[tokio::test]
+async fn bodies_beyond_the_limit_go_one_after_the_other() {
+    let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
+    let client = database.client().await;
+    for n in 0..4 {
+        let task = format!("task_{n}");
+        issue(&client, &task, Some(&receiver.url("/hang"))).await;
+        complete(&client, &task).await;
+    }
+    let daemon = Daemon::start(&database, &receiver, |tuning| {
+        tuning.worker.payload = 1;
+        tuning.worker.deadline = Duration::from_millis(100);
+        tuning.worker.retry = RetryPolicy { schedule: vec![Duration::from_secs(60)], jitter: 0.0 };
+    })
+    .await;
+    let sql =
+        "SELECT count(*) FILTER (WHERE state = 'in_flight'), sum(attempt_count)::bigint FROM taskbell.outbox";
+    eventually("four attempts", async || {
+        let row = client.query_one(sql, &[]).await.unwrap();
+        let (in_flight, attempts): (i64, i64) = (row.get(0), row.get(1));
+        assert!(in_flight <= 1, "{in_flight} at once");
+        (attempts == 4).then_some(())
+    })
+    .await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_stop_gives_back_what_hangs_without_burning_an_attempt() {
     let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
     let daemon =
@@ -147,7 +174,7 @@ async fn a_stop_gives_back_what_hangs_without_burning_an_attempt() {
 }
 
 fn room(rows: usize) -> Room {
-    Room { rows, per_lane: 8, in_flight: Vec::new(), retries: true, look: Look::Whole }
+    Room { rows, per_lane: 8, bytes: usize::MAX, in_flight: Vec::new(), retries: true, look: Look::Whole }
 }
 
 #[tokio::test]
@@ -192,7 +219,14 @@ async fn one_lane_gets_only_the_slots_it_has() {
         complete(&client, &task).await;
     }
     let claimed = outbox
-        .claim(&Room { rows: 10, per_lane: 2, in_flight: Vec::new(), retries: true, look: Look::Whole })
+        .claim(&Room {
+            rows: 10,
+            per_lane: 2,
+            bytes: usize::MAX,
+            in_flight: Vec::new(),
+            retries: true,
+            look: Look::Whole,
+        })
         .await
         .unwrap()
         .claims;
@@ -200,7 +234,14 @@ async fn one_lane_gets_only_the_slots_it_has() {
     assert_eq!((of("https://busy.example:443"), of("https://calm.example:443")), (2, 2));
     let busy = claimed.iter().find(|claim| claim.lane.0.contains("busy")).unwrap().lane.clone();
     let rest = outbox
-        .claim(&Room { rows: 10, per_lane: 2, in_flight: vec![(busy, 2)], retries: true, look: Look::Whole })
+        .claim(&Room {
+            rows: 10,
+            per_lane: 2,
+            bytes: usize::MAX,
+            in_flight: vec![(busy, 2)],
+            retries: true,
+            look: Look::Whole,
+        })
         .await
         .unwrap()
         .claims;

@@ -31,7 +31,14 @@ async fn owe(client: &Client, host: &str, account: &str, rows: i64) {
 }
 
 async fn claim(outbox: &NativeOutbox, rows: usize) -> Vec<Claim> {
-    let room = Room { rows, per_lane: 8, in_flight: Vec::new(), retries: true, look: Look::Whole };
+    let room = Room {
+        rows,
+        per_lane: 8,
+        bytes: usize::MAX,
+        in_flight: Vec::new(),
+        retries: true,
+        look: Look::Whole,
+    };
     outbox.claim(&room).await.unwrap().claims
 }
 
@@ -288,6 +295,61 @@ async fn claims_go_round_hundreds_of_lanes() {
 }
 
 #[tokio::test]
+async fn accounts_that_share_a_destination_share_its_seats() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    for n in 0..40 {
+        owe(&client, "shared.example", &format!("later{n:02}"), 2).await;
+    }
+    let later = "UPDATE taskbell.outbox SET available_at = now() + interval '1 hour'";
+    client.execute(later, &[]).await.unwrap();
+    for n in 0..40 {
+        owe(&client, "shared.example", &format!("acct{n:02}"), 4).await;
+    }
+    let mut served: HashMap<String, usize> = HashMap::new();
+    for _ in 0..15 {
+        let claims = claim(&outbox, 128).await;
+        let accounts: Vec<&str> = claims.iter().filter_map(|claim| claim.task_id.split('.').nth(2)).collect();
+        assert_eq!(accounts.len(), 8, "what waits for later takes no seat");
+        for account in accounts {
+            *served.entry(account.to_owned()).or_default() += 1;
+        }
+        succeed(&outbox, &claims).await;
+    }
+    assert!(served.len() > 30, "{served:?}");
+    assert!(served.keys().all(|account| account.starts_with("acct")), "{served:?}");
+}
+
+#[tokio::test]
+async fn a_claim_brings_no_more_bytes_than_there_is_room_for_and_the_next_goes_on_elsewhere() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    for n in 0..6 {
+        owe(&client, &format!("h{n}.example"), "a", 2).await;
+    }
+    // Of 100 KB, one half of them as text that compresses to next to nothing.
+    let large = "UPDATE taskbell.outbox SET document = jsonb_build_object('padding', CASE id % 2
+                     WHEN 0 THEN repeat('x', 100000)
+                     ELSE (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 3125)) END)";
+    client.execute(large, &[]).await.unwrap();
+    let claim = async |bytes| {
+        let room =
+            Room { rows: 50, per_lane: 8, bytes, in_flight: Vec::new(), retries: true, look: Look::Whole };
+        outbox.claim(&room).await.unwrap().claims
+    };
+    let mut served: HashMap<String, usize> = HashMap::new();
+    for _ in 0..3 {
+        let claims = claim(150_000).await;
+        assert_eq!(claims.len(), 2);
+        served.extend(hosts(&claims));
+    }
+    assert_eq!(served.len(), 3, "{served:?}");
+    assert_eq!(claim(1).await.len(), 1, "one is taken whatever its size");
+    assert_eq!(claim(1_000_000).await.len(), 4, "those of the last two");
+    assert_eq!(claim(1_000_000).await.len(), 1);
+}
+
+#[tokio::test]
 async fn slots_are_kept_for_rows_that_were_never_tried() {
     let database = TestDatabase::migrated().await;
     let (client, outbox) = (database.client().await, outbox(&database));
@@ -295,7 +357,14 @@ async fn slots_are_kept_for_rows_that_were_never_tried() {
     let verdict = Verdict::Release { after: Duration::ZERO };
     settle(&outbox, &claim(&outbox, 2).await, verdict, Some(FailureReason::ServerError)).await;
     owe(&client, "two.example", "a", 2).await;
-    let room = Room { rows: 10, per_lane: 8, in_flight: Vec::new(), retries: false, look: Look::Whole };
+    let room = Room {
+        rows: 10,
+        per_lane: 8,
+        bytes: usize::MAX,
+        in_flight: Vec::new(),
+        retries: false,
+        look: Look::Whole,
+    };
     let claims = outbox.claim(&room).await.unwrap().claims;
     assert_eq!(hosts(&claims), [("two.example".to_owned(), 2)].into());
     assert_eq!(hosts(&claim(&outbox, 10).await), [("one.example".to_owned(), 2)].into());

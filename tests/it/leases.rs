@@ -35,7 +35,7 @@ fn outbox(database: &TestDatabase) -> NativeOutbox {
 }
 
 fn room(rows: usize) -> Room {
-    Room { rows, per_lane: 8, in_flight: Vec::new(), retries: true, look: Look::Whole }
+    Room { rows, per_lane: 8, bytes: usize::MAX, in_flight: Vec::new(), retries: true, look: Look::Whole }
 }
 
 fn settle(claim: &Claim, verdict: Verdict, attempted: bool) -> Settlement {

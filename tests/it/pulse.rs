@@ -82,6 +82,7 @@ async fn beats_for_an_hour(answers: Answers) -> bool {
         WorkerSettings {
             concurrency: 4,
             per_lane: 4,
+            payload: 8 << 20,
             linger: Duration::from_millis(20),
             safety_poll: Duration::from_secs(600),
             grace: Duration::from_secs(5),

@@ -96,7 +96,14 @@ fn sealed_with(database: &TestDatabase, keys: &[&[u8]]) -> SealedOutbox {
 }
 
 fn room() -> Room {
-    Room { rows: 10, per_lane: 10, in_flight: Vec::new(), retries: true, look: Look::Whole }
+    Room {
+        rows: 10,
+        per_lane: 10,
+        bytes: usize::MAX,
+        in_flight: Vec::new(),
+        retries: true,
+        look: Look::Whole,
+    }
 }
 
 async fn state(client: &Client, id: i64) -> Value {
@@ -286,7 +293,14 @@ async fn neither_table_starves_behind_the_other_and_lanes_count_for_both() {
     let both = Outboxes::new(native, Some(sealed(&database)));
     let mut sources = Vec::new();
     for _ in 0..4 {
-        let room = Room { rows: 4, per_lane: 4, in_flight: Vec::new(), retries: true, look: Look::Whole };
+        let room = Room {
+            rows: 4,
+            per_lane: 4,
+            bytes: usize::MAX,
+            in_flight: Vec::new(),
+            retries: true,
+            look: Look::Whole,
+        };
         let claims = both.claim(&room).await.unwrap().claims;
         assert_eq!(claims.len(), 4, "one destination has four slots, whoever owes");
         sources.push(claims[0].row.source.as_str());

@@ -28,7 +28,14 @@ async fn states(client: &Client, id: &str) -> Vec<(String, String)> {
 }
 
 fn room() -> Room {
-    Room { rows: 10, per_lane: 10, in_flight: Vec::new(), retries: true, look: Look::Whole }
+    Room {
+        rows: 10,
+        per_lane: 10,
+        bytes: usize::MAX,
+        in_flight: Vec::new(),
+        retries: true,
+        look: Look::Whole,
+    }
 }
 
 #[tokio::test]

@@ -59,6 +59,8 @@ pub struct Config {
     pub concurrency: usize,
     /// Attempts in flight to one destination.
     pub per_lane: usize,
+    /// Bytes of the bodies in flight at once.
+    pub payload: usize,
     /// How long a claim is good for.
     pub lease: Duration,
     /// For one whole attempt.

@@ -36,7 +36,7 @@ sections! {
     }
     RawDatabase { url: SecretString, url_file: PathBuf, max_connections: u64, statement_timeout: String, ca_file: PathBuf }
     RawWorker {
-        concurrency: u64, per_lane: u64, lease: String, deadline: String, linger: String, safety_poll: String,
+        concurrency: u64, per_lane: u64, payload_mib: u64, lease: String, deadline: String, linger: String, safety_poll: String,
         probe: String, grace: String,
     }
     RawLanes { failures: u64, pause: String, max_pause: String }
@@ -90,6 +90,8 @@ impl Raw {
         let concurrency = check.count("worker.concurrency", self.worker.concurrency, 1..=100_000);
         let per_lane = check.count("worker.per_lane", self.worker.per_lane, 1..=100_000);
 
+        let payload_mib = check.count("worker.payload_mib", self.worker.payload_mib, 1..=1024);
+
         let horizon = check.time("retry.horizon", &self.retry.horizon, DAY..=DAY * 7);
         let schedule = self
             .retry
@@ -133,6 +135,7 @@ impl Raw {
             database,
             concurrency,
             per_lane,
+            payload: payload_mib * 1024 * 1024,
             lease: lease.unwrap_or_default(),
             deadline: deadline.unwrap_or_default(),
             linger: linger.unwrap_or_default(),

@@ -7,34 +7,56 @@
 --
 -- $1 rows, $2 rows per lane, $3 lanes in flight, $4 how many there, $5 lease token,
 -- $6 lease seconds, $7 horizon seconds, $8 whether rows that failed before may be taken,
--- $9 places at most to visit
-), running AS (
+-- $9 places at most to visit, $10 bytes of documents
+), open AS (
+    -- What may take rows now: its circuit lets some through, and its lane has room.
     SELECT w.lane, w.account_id, w.since, w.n, probe.lane IS NOT NULL AS probing,
-           CASE WHEN probe.lane IS NOT NULL THEN least(1, $2::bigint - coalesce(busy.n, 0))
-                WHEN c.recovered IS NOT NULL THEN least(c.recovered + 1, $2::bigint - coalesce(busy.n, 0))
-                ELSE $2::bigint - coalesce(busy.n, 0) END AS room,
-           $2::bigint - coalesce(busy.n, 0) AS lane_room
+           least(CASE WHEN probe.lane IS NOT NULL THEN 1 ELSE c.recovered + 1 END, lane_room) AS room, lane_room,
+           count(*) OVER (PARTITION BY w.lane) AS accounts
     FROM walk w
     LEFT JOIN unnest($3::text[], $4::bigint[]) AS busy(lane, n) USING (lane)
     LEFT JOIN taskbell.circuit c USING (lane, account_id)
     LEFT JOIN probe USING (lane, account_id)
-    WHERE c.closed_until IS NULL OR probe.lane IS NOT NULL
-), due AS (
-    -- Several accounts share a destination and its limit.
-    SELECT taken.*, row_number() OVER (PARTITION BY lane ORDER BY n, available_at, id) AS place
+    CROSS JOIN LATERAL (SELECT $2::bigint - coalesce(busy.n, 0) AS lane_room) lane
+    WHERE lane_room > 0 AND (c.closed_until IS NULL OR probe.lane IS NOT NULL)
+), running AS (
+    -- Several accounts share a destination and its limit: its seats are drawn by lot among those that
+    -- have something due. Reading a row of each costs less than locking what then finds no seat.
+    SELECT lane, account_id, since, n, probing,
+           least(room, lane_room / count(*) OVER same + (seat <= lane_room % count(*) OVER same)::integer) AS room
     FROM (
-        SELECT row.*, running.n, running.probing, running.lane_room
+        SELECT open.*, row_number() OVER (PARTITION BY lane ORDER BY random()) AS seat
+        FROM open
+        WHERE accounts = 1 OR EXISTS (
+            SELECT FROM taskbell.outbox o
+            WHERE o.lane = open.lane AND o.account_id = open.account_id
+              AND o.available_at >= coalesce(open.since, '-infinity') AND o.available_at <= now()
+              AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
+              AND (o.retry_until IS NULL OR o.retry_until > now())
+              AND ($8::boolean OR o.attempt_count = 0 OR open.probing)
+        )
+    ) seated
+    WHERE seat <= lane_room
+    WINDOW same AS (PARTITION BY lane)
+), due AS (
+    -- One row is taken whatever its size.
+    SELECT taken.*, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes < $10::bigint AS fits
+    FROM (
+        SELECT row.*, running.n, running.probing
         FROM (SELECT * FROM running ORDER BY n) running
         CROSS JOIN LATERAL (
-            SELECT o.id, o.ctid, o.lane, o.observed, o.available_at FROM taskbell.outbox o
-            WHERE running.room > 0
-              AND o.lane = running.lane AND o.account_id = running.account_id
+            SELECT o.id, o.ctid, o.lane, o.observed, o.available_at,
+                   -- Only what is compressed must be read to learn its size.
+                   coalesce(CASE WHEN pg_column_compression(o.document) IS NULL THEN pg_column_size(o.document)
+                                 ELSE octet_length(o.document::text) END, 0) AS bytes
+            FROM taskbell.outbox o
+            WHERE o.lane = running.lane AND o.account_id = running.account_id
               AND o.available_at >= coalesce(running.since, '-infinity') AND o.available_at <= now()
               AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
               AND (o.retry_until IS NULL OR o.retry_until > now())
               AND ($8::boolean OR o.attempt_count = 0 OR running.probing)
             ORDER BY o.available_at, o.id
-            LIMIT greatest(running.room, 0) FOR UPDATE SKIP LOCKED
+            LIMIT running.room FOR UPDATE SKIP LOCKED
         ) row
         LIMIT $1::bigint
     ) taken
@@ -45,7 +67,7 @@
         first_attempt_at = coalesce(o.first_attempt_at, now()),
         retry_until = coalesce(o.retry_until, now() + $7::float8 * interval '1 second')
     -- By its place. One that moved between our snapshot and the lock is left for the next claim.
-    FROM due WHERE o.ctid = due.ctid AND due.place <= due.lane_room
+    FROM due WHERE o.ctid = due.ctid AND due.fits
     RETURNING o.*, due.observed AS seen, due.probing
 ), probed AS (
     -- Nobody else probes before this one's lease is over.
@@ -74,7 +96,11 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
 FROM (
     -- How far the walk came: to the lane that took the last of the room, or to its end.
     SELECT NOT full_up AND (SELECT count(*) FROM walk) < $9::bigint AS all, w.lane, w.account_id
-    FROM (SELECT count(*) >= $1::bigint AS full_up, max(n) AS n FROM due) taken
+    FROM (
+        SELECT count(*) >= $1::bigint OR count(*) > count(*) FILTER (WHERE fits) AS full_up,
+               max(n) FILTER (WHERE fits) AS n
+        FROM due
+    ) taken
     JOIN walk w ON w.n = CASE WHEN full_up THEN taken.n ELSE (SELECT count(*) FROM walk) END
 ) visited
 LEFT JOIN claimed c ON true

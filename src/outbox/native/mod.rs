@@ -9,10 +9,12 @@ mod prepare;
 mod seal;
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Object, Pool};
+use futures_util::TryStreamExt;
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
@@ -87,7 +89,7 @@ impl NativeOutbox {
     }
 
     /// Moves transitions into the journal and claims rows, each as far as its statement succeeded.
-    async fn rows(&self, client: &Object, room: &Room, token: Uuid) -> Result<[Rows; 2], OutboxError> {
+    async fn take(&self, client: &Object, room: &Room) -> Result<Claimed, OutboxError> {
         let visit = match &room.look {
             Look::Whole => None,
             Look::Quick => Some(self.places().round()),
@@ -97,7 +99,8 @@ impl NativeOutbox {
             client.prepare_cached(JOURNAL),
             client.prepare_cached(if visit.is_some() { CLAIM_KNOWN } else { CLAIM })
         )?;
-        let ask = Ask { client, claim, room, token };
+        let (token, until) = (Uuid::new_v4(), Instant::now() + self.lease);
+        let ask = Ask { client, claim, room, token, until };
         // In this order on the wire: the journal's statement runs first, so that the change
         // before a terminal one is in the journal when the claim looks for it.
         let journal_parameters: [&(dyn ToSql + Sync); 1] = [&JOURNAL_ROWS];
@@ -107,64 +110,73 @@ impl NativeOutbox {
                 _ => client.query(&journal, &journal_parameters).await,
             }
         };
-        // Each commits by itself: what one of them gave counts although the other failed.
-        let (transitions, claims) = tokio::join!(transitions, async {
+        let (transitions, brought) = tokio::join!(transitions, async {
             match visit {
-                _ if room.rows == 0 => Ok(Vec::new()),
-                Some(visit) if visit.lanes.is_empty() => Ok(Vec::new()),
+                _ if room.rows == 0 => Ok(Brought::default()),
+                Some(visit) if visit.lanes.is_empty() => Ok(Brought::default()),
                 Some(visit) => self.visit(&ask, &visit).await,
                 None => self.walk(&ask).await,
             }
         });
-        if let Ok(claims) = &claims {
-            self.places().learn(claims.iter().map(|row| Found {
-                place: (row.get(10), row.get::<_, Option<String>>(ACCOUNT).unwrap_or_default()),
-                since: row.get(UNSEEN + 1),
-                bell: row.get(UNSEEN + 2),
-            }));
+        // Each commits by itself: what one of them gave counts although the other failed.
+        let mut claimed = Claimed::default();
+        match transitions {
+            Ok(rows) => claimed.transitions.extend(rows.iter().map(transition)),
+            Err(error) => claimed.fault = Some(error.into()),
         }
-        Ok([transitions, claims])
+        match brought {
+            Ok(brought) => {
+                self.places().learn(brought.places.into_iter());
+                claimed.transitions.extend(brought.transitions);
+                claimed.claims = brought.claims;
+            }
+            Err(error) => claimed.fault = Some(error.into()),
+        }
+        Ok(claimed)
     }
 
     /// Claims everywhere, a part of it at a time, until there is something.
-    async fn walk(&self, ask: &Ask<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+    async fn walk(&self, ask: &Ask<'_>) -> Result<Brought, tokio_postgres::Error> {
         let mut from_the_first = self.cursor().is_none();
+        // As many as there is room for rows; more where they have none.
+        let mut places = count(ask.room.rows).clamp(MIN_PLACES, MAX_PLACES);
         loop {
             let after = self.cursor();
             let (lane, account) = after.as_ref().map(|(lane, account)| (lane, account)).unzip();
-            let found = self.ask(ask, &[&lane, &account]).await?;
-            // No row at all: there are no lanes after the cursor.
-            let at_the_end = found.first().is_none_or(|row| row.get(VISITED_ALL));
+            let brought = self.ask(ask, places, &[&lane, &account]).await?;
+            let at_the_end = brought.all;
             *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) =
-                found.first().filter(|_| !at_the_end).map(last_visited);
-            let claimed = claimed(found);
-            if !claimed.is_empty() || (at_the_end && from_the_first) {
-                return Ok(claimed);
+                brought.last.clone().filter(|_| !at_the_end);
+            if !brought.claims.is_empty() || (at_the_end && from_the_first) {
+                return Ok(brought);
             }
             from_the_first |= at_the_end;
+            places = (places * 2).min(MAX_PLACES);
         }
     }
 
     /// Claims at known places.
-    async fn visit(&self, ask: &Ask<'_>, visit: &Visit) -> Result<Vec<Row>, tokio_postgres::Error> {
-        let found = self.ask(ask, &[&visit.lanes, &visit.accounts, &visit.since]).await?;
-        if let Some(row) = found.first() {
-            self.places().visited(&last_visited(row));
+    async fn visit(&self, ask: &Ask<'_>, visit: &Visit) -> Result<Brought, tokio_postgres::Error> {
+        let places = count(visit.lanes.len()) + 1;
+        let brought = self.ask(ask, places, &[&visit.lanes, &visit.accounts, &visit.since]).await?;
+        if let Some(last) = &brought.last {
+            self.places().visited(last);
         }
-        Ok(claimed(found))
+        Ok(brought)
     }
 
     async fn ask(
         &self,
         ask: &Ask<'_>,
+        at_most: i64,
         places: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+    ) -> Result<Brought, tokio_postgres::Error> {
         let room = ask.room;
         let (lanes, counts): (Vec<&str>, Vec<i64>) =
             room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
-        let (rows, per_lane) = (count(room.rows), count(room.per_lane));
+        let (rows, per_lane, bytes) = (count(room.rows), count(room.per_lane), count(room.bytes));
         let (lease, horizon) = (self.lease.as_secs_f64(), self.horizon.as_secs_f64());
-        let common: [&(dyn ToSql + Sync); 9] = [
+        let common: [&(dyn ToSql + Sync); 10] = [
             &rows,
             &per_lane,
             &lanes,
@@ -173,9 +185,33 @@ impl NativeOutbox {
             &lease,
             &horizon,
             &room.retries,
-            &PLACES_AT_A_TIME,
+            &at_most,
+            &bytes,
         ];
-        ask.client.query(&ask.claim, &[&common[..], places].concat()).await
+        let parameters = [&common[..], places].concat();
+        let mut rows = pin!(ask.client.query_raw(&ask.claim, parameters).await?);
+        // No row at all: there are no places after the cursor.
+        let mut brought = Brought { all: true, ..Brought::default() };
+        // One after the other, so that what was read does not stand beside what is rendered.
+        while let Some(row) = rows.try_next().await? {
+            if brought.last.is_none() {
+                brought.all = row.get(VISITED_ALL);
+                brought.last = Some((row.get(VISITED_ALL + 1), row.get(VISITED_ALL + 2)));
+            }
+            if row.get::<_, Option<i64>>(0).is_none() {
+                break;
+            }
+            if row.get(UNSEEN) {
+                brought.transitions.push(transition(&row));
+            }
+            brought.claims.push(self.claim_of(&row, ask));
+            brought.places.push(Found {
+                place: (row.get(10), row.get::<_, Option<String>>(ACCOUNT).unwrap_or_default()),
+                since: row.get(UNSEEN + 1),
+                bell: row.get(UNSEEN + 2),
+            });
+        }
+        Ok(brought)
     }
 
     fn cursor(&self) -> Option<Place> {
@@ -247,12 +283,12 @@ impl NativeOutbox {
         Ok(rows.iter().map(|row| (RowId::native(row.get(0)), row.get(1))).collect())
     }
 
-    fn claim_of(&self, row: &Row, token: Uuid, until: Instant) -> Claim {
+    fn claim_of(&self, row: &Row, ask: &Ask<'_>) -> Claim {
         let seconds = |column: usize| Duration::from_secs_f64(row.get::<_, f64>(column).max(0.0));
         Claim {
             row: RowId::native(row.get(0)),
-            lease: LeaseToken(token),
-            until,
+            lease: LeaseToken(ask.token),
+            until: ask.until,
             task_id: row.get(2),
             task_type: row.get(3),
             lane: Lane(row.get(10)),
@@ -269,21 +305,8 @@ impl NativeOutbox {
 impl Outbox for NativeOutbox {
     async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
         let client = Loan::of(&self.pool).await?;
-        let (token, until) = (Uuid::new_v4(), Instant::now() + self.lease);
-        let [transitions, claims] = patiently(self.patience, self.rows(&client, room, token)).await??;
+        let claimed = patiently(self.patience, self.take(&client, room)).await??;
         client.give_back();
-        let mut claimed = Claimed::default();
-        match transitions {
-            Ok(rows) => claimed.transitions.extend(rows.iter().map(transition)),
-            Err(error) => claimed.fault = Some(error.into()),
-        }
-        match claims {
-            Ok(rows) => {
-                claimed.transitions.extend(rows.iter().filter(|row| row.get(UNSEEN)).map(transition));
-                claimed.claims.extend(rows.iter().map(|row| self.claim_of(row, token, until)));
-            }
-            Err(error) => claimed.fault = Some(error.into()),
-        }
         Ok(claimed)
     }
 
@@ -353,23 +376,24 @@ impl Outbox for NativeOutbox {
     }
 }
 
-type Rows = Result<Vec<Row>, tokio_postgres::Error>;
-
 /// What all claims are asked with.
 struct Ask<'a> {
     client: &'a Object,
     claim: Statement,
     room: &'a Room,
     token: Uuid,
+    until: Instant,
 }
 
-/// Without the row that only says how far a claim came.
-fn claimed(found: Vec<Row>) -> Vec<Row> {
-    found.into_iter().filter(|row| row.get::<_, Option<i64>>(0).is_some()).collect()
-}
-
-fn last_visited(row: &Row) -> Place {
-    (row.get(VISITED_ALL + 1), row.get(VISITED_ALL + 2))
+/// What one statement brought, and how far it came.
+#[derive(Default)]
+struct Brought {
+    claims: Vec<Claim>,
+    transitions: Vec<Transition>,
+    places: Vec<Found>,
+    /// Whether that was the last place.
+    all: bool,
+    last: Option<Place>,
 }
 
 fn transition(row: &Row) -> Transition {
@@ -398,8 +422,9 @@ const EXPIRE: &str = include_str!("expire.sql");
 /// Transitions in one go: enough to keep up with any seller, small enough to stay a short statement.
 const JOURNAL_ROWS: i64 = 500;
 const EXPIRE_ROWS: i64 = 1000;
-/// Places that one claim visits: about a millisecond of index look-ups.
-const PLACES_AT_A_TIME: i64 = 200;
+/// Places that one statement of a walk visits: some five microseconds of index look-ups each.
+const MIN_PLACES: i64 = 16;
+const MAX_PLACES: i64 = 512;
 /// Rows of a lane that are asked for their lease, one of which runs out first.
 const FIRST_ROWS: i64 = 64;
 /// The column with the account.

@@ -105,15 +105,15 @@ fn render(row: &Row, registration: &Registration, key: &IdempotencyKey) -> Resul
         status: row.get::<_, &str>(5).parse::<Status>().map_err(unknown)?,
         timestamp: row.get(6),
         token: registration.token.as_ref(),
-        result: document.as_deref(),
-        context: context.as_deref(),
+        result: document,
+        context,
     }
     .render_for(|_| accepted)
 }
 
-fn raw(member: &'static str, text: Option<String>) -> Result<Option<Box<RawValue>>, Unsendable> {
+fn raw<'a>(member: &'static str, text: Option<&'a str>) -> Result<Option<&'a RawValue>, Unsendable> {
     let unreadable = |_| Unsendable::Document { member, problem: "is not JSON" };
-    text.map(RawValue::from_string).transpose().map_err(unreadable)
+    text.map(serde_json::from_str).transpose().map_err(unreadable)
 }
 
 fn refuse(field: &'static str, problem: &'static str) -> RegistrationError {

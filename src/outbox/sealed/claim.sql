@@ -1,12 +1,13 @@
 -- Takes due rows of the SDK's outbox under a lease: the SDK's own predicate and columns, for
 -- several rows at a time, passing over lanes that are full.
--- $1 rows, $2 rows per lane, $3 lanes in flight, $4 how many there, $5 lease token, $6 lease seconds
+-- $1 rows, $2 rows per lane, $3 lanes in flight, $4 how many there, $5 lease token, $6 lease seconds,
+-- $7 bytes of envelopes
 WITH busy AS (
     SELECT lane, n FROM unnest($3::text[], $4::bigint[]) AS b(lane, n)
 ), candidate AS (
-    SELECT o.id, o.lane, row_number() OVER (PARTITION BY o.lane ORDER BY o.available_at, o.id) AS place
+    SELECT o.id, o.lane, o.bytes, row_number() OVER (PARTITION BY o.lane ORDER BY o.available_at, o.id) AS place
     FROM (
-        SELECT t.id, t.available_at, l.lane
+        SELECT t.id, t.available_at, l.lane, octet_length(t.encrypted_body)::bigint AS bytes
         FROM adcp_task_webhook_outbox t
         CROSS JOIN LATERAL (SELECT coalesce(taskbell.lane_of(t.url), 'none') AS lane) l
         WHERE (t.retry_until IS NULL OR t.retry_until > now())
@@ -19,8 +20,13 @@ WITH busy AS (
 ), due AS (
     SELECT t.id FROM adcp_task_webhook_outbox t
     WHERE t.id IN (
-        SELECT c.id FROM candidate c LEFT JOIN busy USING (lane)
-        WHERE c.place <= $2::bigint - coalesce(busy.n, 0) ORDER BY c.id LIMIT $1::bigint
+        -- One is taken whatever its size.
+        SELECT id FROM (
+            SELECT c.id, sum(bytes) OVER (ORDER BY c.id) - bytes < $7::bigint AS fits
+            FROM candidate c LEFT JOIN busy USING (lane)
+            WHERE c.place <= $2::bigint - coalesce(busy.n, 0)
+        ) c
+        WHERE fits ORDER BY id LIMIT $1::bigint
     )
       AND (t.retry_until IS NULL OR t.retry_until > now())
       AND ((t.state = 'pending' AND t.available_at <= now())

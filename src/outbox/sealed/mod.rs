@@ -98,9 +98,9 @@ impl Outbox for SealedOutbox {
         let (token, until) = (Uuid::new_v4(), Instant::now() + self.lease);
         let (lanes, counts): (Vec<&str>, Vec<i64>) =
             room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
-        let (rows, per_lane) = (count(room.rows), count(room.per_lane));
+        let (rows, per_lane, bytes) = (count(room.rows), count(room.per_lane), count(room.bytes));
         let (text, lease) = (token.simple().to_string(), self.lease.as_secs_f64());
-        let parameters: [&(dyn ToSql + Sync); 6] = [&rows, &per_lane, &lanes, &counts, &text, &lease];
+        let parameters: [&(dyn ToSql + Sync); 7] = [&rows, &per_lane, &lanes, &counts, &text, &lease, &bytes];
         let (expired, rows) = patiently(self.patience, async {
             let (expire, claim) = tokio::try_join!(
                 client.prepare_cached(&self.sql.expire),
@@ -116,7 +116,7 @@ impl Outbox for SealedOutbox {
         client.give_back();
         Ok(Claimed {
             transitions: Vec::new(),
-            claims: rows?.iter().map(|row| self.claim_of(row, token, until)).collect(),
+            claims: rows?.into_iter().map(|row| self.claim_of(&row, token, until)).collect(),
             fault: expired.err().map(OutboxError::from),
         })
     }

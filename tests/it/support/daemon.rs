@@ -57,6 +57,7 @@ impl Daemon {
             worker: WorkerSettings {
                 concurrency: 16,
                 per_lane: 8,
+                payload: 8 << 20,
                 linger: Duration::from_millis(20),
                 safety_poll: Duration::from_secs(30),
                 grace: Duration::from_secs(5),
