@@ -126,11 +126,17 @@ CREATE INDEX outbox_lane ON taskbell.outbox (lane, account_id, available_at, id)
     WHERE lane IS NOT NULL AND available_at IS NOT NULL;
 CREATE INDEX outbox_unowed ON taskbell.outbox (id) WHERE lane IS NULL;
 
+-- How many changes have been recorded, those of transactions that were rolled back included.
+CREATE FUNCTION taskbell.recorded() RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM taskbell.outbox_id_seq
+$$;
+
 -- What the bell says of a webhook owed at a lane to an account: a number, because everybody may listen.
 -- Without a search_path of its own, so that it is put in place of the call.
 CREATE FUNCTION taskbell.bell_of(lane text, account_id text) RETURNS text
     LANGUAGE sql IMMUTABLE AS $$
-    SELECT hashtextextended(lane || ' ' || account_id, 0)::text
+    SELECT pg_catalog.hashtextextended(lane OPERATOR(pg_catalog.||) ' ' OPERATOR(pg_catalog.||) account_id, 0)::pg_catalog.text
 $$;
 
 -- The health of a lane, for each account there: buyers share receivers, and one buyer's revoked
@@ -347,7 +353,7 @@ SELECT taskbell.create_partitions();
 
 REVOKE ALL ON ALL TABLES IN SCHEMA taskbell FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION
-    taskbell.create_partitions(integer), taskbell.move_to_days(), taskbell.drop_partitions(interval), taskbell.heal_circuits(text[], text[]),
+    taskbell.recorded(), taskbell.create_partitions(integer), taskbell.move_to_days(), taskbell.drop_partitions(interval), taskbell.heal_circuits(text[], text[]),
     taskbell.trip_circuits(text[], text[], text[], integer, interval, interval)
 FROM PUBLIC;
 

@@ -70,11 +70,13 @@ DECLARE
     watched      taskbell.watched_table;
     missing      text;
     created_type text;
-    created      text := 'NULL::timestamptz';
+    created      text := 'NULL::pg_catalog.timestamptz';
     account      text;
     recorder     regproc;
     -- The states that end a task (AdCP, task-status.json).
-    terminal     CONSTANT text := '''completed'', ''failed'', ''canceled'', ''rejected''';
+    terminal     CONSTANT text := '''{completed,failed,canceled,rejected}''';
+    changed      CONSTANT text := 'coalesce(old.%1$I::pg_catalog.text, '''') OPERATOR(pg_catalog.<>) '
+                                  'coalesce(new.%1$I::pg_catalog.text, '''')';
 BEGIN
     IF profile = 'adcp-python' THEN
         id_column := coalesce(id_column, 'task_id');      state_column := coalesce(state_column, 'state');
@@ -144,35 +146,39 @@ BEGIN
         FROM pg_attribute WHERE attrelid = task_table AND attname = created_column;
         created := CASE
             WHEN created_type IN ('timestamp with time zone', 'timestamp without time zone', 'date')
-                THEN format('new.%I::timestamptz', created_column)
+                THEN format('new.%I::pg_catalog.timestamptz', created_column)
             -- Epoch seconds from some application's clock: a value that is no time must not
             -- fail the seller's transaction.
-            ELSE format('CASE WHEN new.%1$I BETWEEN 0 AND 253402300799 THEN to_timestamp(new.%1$I) END',
-                        created_column)
+            ELSE format('CASE WHEN new.%1$I OPERATOR(pg_catalog.>=) 0 AND new.%1$I OPERATOR(pg_catalog.<=) 253402300799 '
+                        'THEN pg_catalog.to_timestamp(new.%1$I) END', created_column)
         END;
     END IF;
 
-    account := coalesce('coalesce(new.' || quote_ident(account_column) || '::text, '''')', '''''');
+    account := coalesce('coalesce(new.' || quote_ident(account_column) || '::pg_catalog.text, '''')', '''''');
     -- Conditions stand in the function and not in a WHEN of the trigger: PostgreSQL reads a WHEN
-    -- anew for each statement, which costs a seller's commit more than the call.
+    -- anew for each statement, which costs a seller's commit more than the call. Nor has the function a
+    -- search_path of its own, to be set and reset with each call: what it names it names with the schema,
+    -- operators too, and it uses nothing that means an operator without naming it (IN, BETWEEN, IS DISTINCT FROM).
     EXECUTE format($body$
         CREATE OR REPLACE FUNCTION taskbell.record_%1$s() RETURNS trigger
-            LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $record$
+            LANGUAGE plpgsql SECURITY DEFINER AS $record$
         DECLARE
-            lane  text;
-            ended boolean := new.%3$I::text IN (%11$s);
+            lane  pg_catalog.text;
+            ended pg_catalog.bool := new.%3$I::pg_catalog.text OPERATOR(pg_catalog.=) ANY (%11$s);
         BEGIN
-            IF tg_op = 'UPDATE' THEN
-                IF old.%3$I::text IN (%11$s) THEN
-                    IF old.%3$I IS DISTINCT FROM new.%3$I%13$s THEN
+            IF tg_op OPERATOR(pg_catalog.=) 'UPDATE' THEN
+                IF old.%3$I::pg_catalog.text OPERATOR(pg_catalog.=) ANY (%11$s) THEN
+                    IF %13$s THEN
                         PERFORM taskbell.refuse_terminal_change(tg_relid);
                     END IF;
                     RETURN NULL;
-                ELSIF old.%3$I IS NOT DISTINCT FROM new.%3$I THEN
+                ELSIF NOT (%14$s) THEN
                     RETURN NULL;
                 END IF;
                 SELECT r.lane INTO lane FROM taskbell.registration r
-                WHERE r.watch_id = %1$s AND r.task_id = new.%2$I::text AND (ended OR new.%3$I::text = ANY (r.states));
+                WHERE r.watch_id OPERATOR(pg_catalog.=) %1$s
+                  AND r.task_id OPERATOR(pg_catalog.=) new.%2$I::pg_catalog.text
+                  AND (ended OR new.%3$I::pg_catalog.text OPERATOR(pg_catalog.=) ANY (r.states));
             END IF;
             IF lane IS NULL THEN
                 INSERT INTO taskbell.outbox (watch_id, task_id, account_id, task_type, from_state, to_state,
@@ -181,9 +187,9 @@ BEGIN
             ELSE
                 INSERT INTO taskbell.outbox (watch_id, task_id, account_id, task_type, from_state, to_state,
                                              task_created_at, lane, idempotency_key, document, context)
-                VALUES (%1$s, new.%2$I, %5$s, new.%4$I, old.%3$I, new.%3$I, %6$s, lane, gen_random_uuid(),
-                        CASE WHEN new.%3$I::text = 'completed' THEN %7$s
-                             WHEN new.%3$I::text = 'failed' THEN %8$s
+                VALUES (%1$s, new.%2$I, %5$s, new.%4$I, old.%3$I, new.%3$I, %6$s, lane, pg_catalog.gen_random_uuid(),
+                        CASE WHEN new.%3$I::pg_catalog.text OPERATOR(pg_catalog.=) 'completed' THEN %7$s
+                             WHEN new.%3$I::pg_catalog.text OPERATOR(pg_catalog.=) 'failed' THEN %8$s
                              WHEN ended THEN coalesce(%7$s, %8$s)
                              ELSE %12$s END, %9$s);
             END IF;
@@ -193,16 +199,17 @@ BEGIN
         $body$,
         watched.watch_id, id_column, state_column, type_column,
         account, created,
-        coalesce('new.' || quote_ident(result_column), 'NULL::jsonb'),
-        coalesce('new.' || quote_ident(error_column), 'NULL::jsonb'),
-        coalesce('new.' || quote_ident(context_column), 'NULL::jsonb'),
+        coalesce('new.' || quote_ident(result_column), 'NULL::pg_catalog.jsonb'),
+        coalesce('new.' || quote_ident(error_column), 'NULL::pg_catalog.jsonb'),
+        coalesce('new.' || quote_ident(context_column), 'NULL::pg_catalog.jsonb'),
         CASE WHEN doorbell THEN
             -- The body of taskbell.ring(), in place: a call would cost as much as the lock.
-            format('IF pg_try_advisory_xact_lock_shared(8386110886190083180) THEN '
-                   'PERFORM pg_notify(''taskbell'', coalesce(taskbell.bell_of(lane, %s), ''change'')); END IF;', account)
-        END, terminal, coalesce('new.' || quote_ident(progress_column), 'NULL::jsonb'),
-        (SELECT coalesce(string_agg(format(' OR old.%1$I IS DISTINCT FROM new.%1$I', c), ''), '')
-         FROM unnest(ARRAY[result_column, error_column]) AS c WHERE c IS NOT NULL));
+            format('IF pg_catalog.pg_try_advisory_xact_lock_shared(8386110886190083180) THEN '
+                   'PERFORM pg_catalog.pg_notify(''taskbell'', coalesce(taskbell.bell_of(lane, %s), ''change'')); END IF;', account)
+        END, terminal, coalesce('new.' || quote_ident(progress_column), 'NULL::pg_catalog.jsonb'),
+        (SELECT string_agg(format(changed, c), ' OR ')
+         FROM unnest(ARRAY[state_column, result_column, error_column]) AS c WHERE c IS NOT NULL),
+        format(changed, state_column));
     EXECUTE format('REVOKE EXECUTE ON FUNCTION taskbell.record_%s() FROM PUBLIC', watched.watch_id);
     recorder := format('taskbell.record_%s', watched.watch_id)::regproc;
 

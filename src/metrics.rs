@@ -63,6 +63,8 @@ names! {
     Gauge LISTENER_UP = "taskbell_listener_up";
     /// Looks at the table, by what caused them.
     Counter WAKEUPS = "taskbell_wakeups_total" [Cause];
+    /// Rests for the sake of sellers who kept the database busy (`worker.yield_for`).
+    Counter RESTS = "taskbell_rests_total";
     /// Attempts whose lease was lost before they were settled.
     Counter LEASES_LOST = "taskbell_leases_lost_total";
     /// How full the database's notification queue is; at 1 every notifying commit fails.

@@ -107,6 +107,7 @@ pub async fn run(
             per_lane: config.per_lane,
             payload: config.payload,
             linger: config.linger,
+            yield_for: config.yield_for,
             safety_poll,
             grace: config.grace,
             deadline: config.deadline,

@@ -44,6 +44,7 @@ impl Outbox for Outboxes {
             Ok(second) => {
                 claimed.transitions.extend(second.transitions);
                 claimed.claims.extend(second.claims);
+                claimed.recorded = claimed.recorded.or(second.recorded);
                 claimed.fault = claimed.fault.or(second.fault);
             }
             // What was claimed must be attempted; the other table is asked again in a moment.

@@ -24,6 +24,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     async fn settle_the_rest(&mut self) {
         let began = Instant::now();
+        self.rests_until = began;
         let deadline = began + self.settings.grace;
         let last_try = deadline + LAST_TRY;
         loop {

@@ -180,8 +180,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Starts what a claim has brought, and decides when to look next.
     pub(super) async fn claimed(&mut self, since: Instant, answer: Result<Claimed, OutboxError>) {
         let look = std::mem::replace(&mut self.exchange.look, Look::Whole);
+        let (mut recorded, mut oldest) = (None, Duration::ZERO);
         let (found, fault) = match answer {
             Ok(mut claimed) => {
+                recorded = claimed.recorded;
+                let new = claimed.claims.iter().filter(|claim| claim.is_new);
+                oldest = new.map(|claim| claim.owed_for).max().unwrap_or_default();
                 let fault = claimed.fault.take();
                 let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
                 self.exchange.brought = claimed.claims.len().max(claimed.transitions.len());
@@ -207,6 +211,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             return;
         }
         let took = since.elapsed();
+        self.rest(took, recorded, oldest);
         tracing::trace!(?look, brought = self.exchange.brought, ?took, "looked");
         self.next_look = self.after(&look, found, took).await;
         if std::mem::take(&mut self.exchange.again) {
@@ -217,6 +222,17 @@ impl<O: Outbox, W: World> Worker<O, W> {
             if found && self.free_slots() < self.enough() {
                 self.next_look = self.next_look.max(Instant::now() + GATHER);
             }
+        }
+    }
+
+    /// Rests after a look, if sellers need the database more than we do.
+    fn rest(&mut self, took: Duration, recorded: Option<i64>, oldest: Duration) {
+        let Some(recorded) = recorded else { return };
+        let now = Instant::now();
+        let rest = self.courtesy.rest(now, took, recorded);
+        if rest > Duration::ZERO && oldest < self.settings.yield_for {
+            counter!(names::RESTS).increment(1);
+            self.rests_until = now + rest;
         }
     }
 
@@ -244,7 +260,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// again, until its lease runs out: after that it is somebody else's. What the database
     /// refused is tried again by itself, because it may be the one row that it refuses.
     pub(super) fn begin_settle(&mut self) {
-        if self.exchange.settling.is_some() || self.finished.is_empty() {
+        if self.exchange.settling.is_some() || self.finished.is_empty() || self.gathers() {
             return;
         }
         let (refused, mut batch): (Vec<Settled>, Vec<Settled>) = std::mem::take(&mut self.finished)
@@ -265,6 +281,16 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let outbox = self.outbox.clone();
         let task = tokio::spawn(async move { outbox.settle(&settlements).await });
         self.exchange.settling = Some(Underway { since: Instant::now(), task });
+    }
+
+    /// Whether what has ended waits for the rest of its claim: while we rest, one settle is kinder than many.
+    fn gathers(&self) -> bool {
+        Instant::now() < self.rests_until && !self.attempts.is_empty()
+    }
+
+    /// When something may be written again.
+    pub(super) fn settle_at(&self) -> Instant {
+        if self.gathers() { self.rests_until } else { self.exchange.settle_after }
     }
 
     /// Takes note of what a settle has written.

@@ -8,6 +8,7 @@
 
 mod exchange;
 mod sleep;
+mod courtesy;
 mod attempt;
 mod judge;
 mod egress;
@@ -30,6 +31,7 @@ use crate::outbox::{Claim, Claimed, Lane, Outbox, Transition, Verdict};
 use crate::webhook::{FailureReason, Sender, Signer};
 
 use attempt::{Means, Settled, Ticket, attempt, unsent};
+use courtesy::Courtesy;
 use egress::Egress;
 use exchange::{Exchange, answered};
 use sleep::{Pace, Phase};
@@ -48,6 +50,8 @@ pub struct WorkerSettings {
     pub payload: usize,
     /// How long it stays awake after the last busy moment, with the bell silent.
     pub linger: Duration,
+    /// How long webhooks wait for sellers who keep the database busy.
+    pub yield_for: Duration,
     /// How often it looks although nobody rang.
     pub safety_poll: Duration,
     /// How long a stop waits for attempts in flight; shorter than the lease.
@@ -76,6 +80,9 @@ pub struct Worker<O, W> {
     started: HashMap<tokio::task::Id, (Lane, Claim)>,
     finished: Vec<Settled>,
     egress: Egress,
+    courtesy: Courtesy,
+    /// Until when we look at nothing, for the sellers' sake.
+    rests_until: Instant,
     exchange: Exchange,
     next_look: Instant,
     /// When we look at everything, however much we know.
@@ -120,6 +127,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
             started: HashMap::new(),
             finished: Vec::new(),
             egress: Egress::default(),
+            courtesy: Courtesy::default(),
+            rests_until: Instant::now(),
             exchange: Exchange::default(),
             next_look: Instant::now(),
             next_whole: Instant::now(),
@@ -158,8 +167,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
             self.begin_settle();
             self.begin_claim();
             self.begin_asking();
-            let question = self.next_question.unwrap_or(self.next_look);
-            self.due_back.send_replace(self.exchange.since().min().unwrap_or(self.next_look));
+            let (look, settle) = (self.look_at(), self.settle_at());
+            let question = self.next_question.unwrap_or(look);
+            self.due_back.send_replace(self.exchange.since().min().unwrap_or(look));
             tokio::select! {
                 () = stop.cancelled() => break,
                 heard = self.wakes.next() => self.heard(heard),
@@ -179,9 +189,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     () = self.asked(answer) => {}
                     () = stop.cancelled() => break,
                 },
-                () = sleep_until(self.next_look), if self.exchange.claiming.is_none() => {}
+                () = sleep_until(look), if self.exchange.claiming.is_none() => {}
                 () = sleep_until(question), if self.exchange.asking.is_none() && self.next_question.is_some() => {}
-                () = sleep_until(self.exchange.settle_after),
+                () = sleep_until(settle),
                     if self.exchange.settling.is_none() && !self.finished.is_empty() => {}
             }
         }

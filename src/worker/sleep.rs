@@ -64,9 +64,17 @@ pub(super) struct Asked {
 }
 
 impl<O: Outbox, W: World> Worker<O, W> {
+    /// When to look next: while we are awake not before a rest is over.
+    pub(super) fn look_at(&self) -> Instant {
+        if self.phase == Phase::Awake { self.next_look.max(self.rests_until) } else { self.next_look }
+    }
+
     /// What to look at now, if anything.
     pub(super) fn wanted_look(&mut self) -> Option<Look> {
         let now = Instant::now();
+        if self.phase == Phase::Awake && now < self.rests_until {
+            return None;
+        }
         // While we are awake only every now and then at everything.
         if now >= self.next_look && self.phase == Phase::Awake && now < self.next_whole {
             return Some(Look::Quick);

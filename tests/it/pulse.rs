@@ -84,6 +84,7 @@ async fn beats_for_an_hour(answers: Answers) -> bool {
             per_lane: 4,
             payload: 8 << 20,
             linger: Duration::from_millis(20),
+            yield_for: Duration::ZERO,
             safety_poll: Duration::from_secs(600),
             grace: Duration::from_secs(5),
             deadline: Duration::from_secs(5),

@@ -106,6 +106,37 @@ async fn a_sellers_role_needs_no_grants_on_our_schema() {
 }
 
 #[tokio::test]
+async fn a_sellers_search_path_means_nothing_to_the_trigger() {
+    let database = TestDatabase::migrated().await;
+    let client = database.client().await;
+    issue(&client, "task_a", Some("https://buyer.example/hook")).await;
+    let seller = database.client().await;
+    seller.batch_execute(TRAPS).await.unwrap();
+    seller.batch_execute("SET search_path = traps, pg_temp, pg_catalog, public").await.unwrap();
+    for trap in ["'a'::pg_catalog.text = 'b'", "'a'::text", "pg_catalog.int2 '1' = 1", "gen_random_uuid()"] {
+        let error = seller.batch_execute(&format!("SELECT {trap}")).await.unwrap_err();
+        let said = error.as_db_error().unwrap().message().to_owned();
+        assert!(said.contains("trapped") || said.contains("check constraint"), "{trap}: {said}");
+    }
+    let end = "UPDATE public.decisioning_tasks SET state = 'completed', result = '{\"n\": 1}'";
+    seller.batch_execute(end).await.unwrap();
+    let issue =
+        "INSERT INTO public.decisioning_tasks (task_id, account_id, task_type, created_at, updated_at)
+                 VALUES ('task_b', 'acct', 'create_media_buy', 1700000000, 0)";
+    seller.batch_execute(issue).await.unwrap();
+    let sql = "taskbell.outbox WHERE task_id = 'task_a' AND lane = 'https://buyer.example:443'
+               AND document = '{\"n\": 1}' AND idempotency_key IS NOT NULL AND task_created_at IS NOT NULL";
+    assert_eq!(count(&client, sql).await, 1);
+    assert_eq!(count(&client, "taskbell.outbox WHERE task_id = 'task_b'").await, 1);
+    let again =
+        seller.batch_execute("UPDATE public.decisioning_tasks SET state = 'failed'").await.unwrap_err();
+    assert_eq!(again.as_db_error().unwrap().constraint(), Some("taskbell_terminal_is_final"));
+}
+
+/// Names that the trigger could fall for.
+const TRAPS: &str = include_str!("traps.sql");
+
+#[tokio::test]
 async fn an_sdk_table_that_exists_already_is_only_given_triggers() {
     let database = TestDatabase::empty().await;
     let client = database.client().await;

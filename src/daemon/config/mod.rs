@@ -67,6 +67,8 @@ pub struct Config {
     pub deadline: Duration,
     /// How long to stay awake after the last row.
     pub linger: Duration,
+    /// How long webhooks wait for sellers who keep the database busy.
+    pub yield_for: Duration,
     /// How often to look although nobody rang.
     pub safety_poll: Duration,
     /// How often the listener proves itself.

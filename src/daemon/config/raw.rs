@@ -36,7 +36,7 @@ sections! {
     }
     RawDatabase { url: SecretString, url_file: PathBuf, max_connections: u64, statement_timeout: String, ca_file: PathBuf }
     RawWorker {
-        concurrency: u64, per_lane: u64, payload_mib: u64, lease: String, deadline: String, linger: String, safety_poll: String,
+        concurrency: u64, per_lane: u64, payload_mib: u64, lease: String, deadline: String, linger: String, yield_for: String, safety_poll: String,
         probe: String, grace: String,
     }
     RawLanes { failures: u64, pause: String, max_pause: String }
@@ -85,6 +85,7 @@ impl Raw {
             check.refuse(grace >= lease, "worker.grace", "must be shorter than worker.lease");
         }
         let linger = check.time("worker.linger", &self.worker.linger, Duration::ZERO..=HOUR);
+        let yield_for = check.time("worker.yield_for", &self.worker.yield_for, Duration::ZERO..=HOUR);
         let safety_poll = check.time("worker.safety_poll", &self.worker.safety_poll, TENTH..=HOUR);
         let probe = check.time("worker.probe", &self.worker.probe, SECOND..=HOUR);
         let concurrency = check.count("worker.concurrency", self.worker.concurrency, 1..=100_000);
@@ -139,6 +140,7 @@ impl Raw {
             lease: lease.unwrap_or_default(),
             deadline: deadline.unwrap_or_default(),
             linger: linger.unwrap_or_default(),
+            yield_for: yield_for.unwrap_or_default(),
             safety_poll: safety_poll.unwrap_or_default(),
             probe: probe.unwrap_or_default(),
             grace: grace.unwrap_or_default(),

@@ -92,7 +92,8 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
        ),
        visited.all, visited.lane, visited.account_id, NOT c.seen,
        -- Transactions that began a little earlier may still commit rows of before.
-       least(c.available_at, now() - interval '2 seconds'), taskbell.bell_of(c.lane, c.account_id)::bigint
+       least(c.available_at, now() - interval '2 seconds'), taskbell.bell_of(c.lane, c.account_id)::bigint,
+       taskbell.recorded()
 FROM (
     -- How far the walk came: to the lane that took the last of the room, or to its end.
     SELECT NOT full_up AND (SELECT count(*) FROM walk) < $9::bigint AS all, w.lane, w.account_id

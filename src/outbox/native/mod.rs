@@ -129,6 +129,7 @@ impl NativeOutbox {
                 self.places().learn(brought.places.into_iter());
                 claimed.transitions.extend(brought.transitions);
                 claimed.claims = brought.claims;
+                claimed.recorded = brought.recorded;
             }
             Err(error) => claimed.fault = Some(error.into()),
         }
@@ -197,6 +198,7 @@ impl NativeOutbox {
             if brought.last.is_none() {
                 brought.all = row.get(VISITED_ALL);
                 brought.last = Some((row.get(VISITED_ALL + 1), row.get(VISITED_ALL + 2)));
+                brought.recorded = row.get(UNSEEN + 3);
             }
             if row.get::<_, Option<i64>>(0).is_none() {
                 break;
@@ -394,6 +396,7 @@ struct Brought {
     /// Whether that was the last place.
     all: bool,
     last: Option<Place>,
+    recorded: Option<i64>,
 }
 
 fn transition(row: &Row) -> Transition {

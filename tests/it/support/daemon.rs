@@ -59,6 +59,7 @@ impl Daemon {
                 per_lane: 8,
                 payload: 8 << 20,
                 linger: Duration::from_millis(20),
+                yield_for: Duration::from_secs(15),
                 safety_poll: Duration::from_secs(30),
                 grace: Duration::from_secs(5),
                 deadline: Duration::from_secs(1),

@@ -15,7 +15,7 @@ WITH needed (kind, object, privilege) AS (
     FROM pg_proc p
     WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'taskbell')
       AND p.proname IN ('create_partitions', 'drop_partitions', 'heal_circuits', 'trip_circuits', 'open_condition', 'lane_of',
-                        'shown_url', 'redacted_url', 'bell_of')
+                        'shown_url', 'redacted_url', 'bell_of', 'recorded')
     UNION ALL
     SELECT 'SCHEMA', oid, 'USAGE' FROM pg_namespace WHERE nspname = 'taskbell'
     UNION ALL
