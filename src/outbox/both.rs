@@ -44,6 +44,7 @@ impl Outbox for Outboxes {
             Ok(second) => {
                 claimed.transitions.extend(second.transitions);
                 claimed.claims.extend(second.claims);
+                claimed.more |= second.more;
                 claimed.recorded = claimed.recorded.or(second.recorded);
                 claimed.fault = claimed.fault.or(second.fault);
             }

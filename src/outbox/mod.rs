@@ -149,6 +149,8 @@ pub struct Claimed {
     pub transitions: Vec<Transition>,
     /// Rows to attempt now.
     pub claims: Vec<Claim>,
+    /// Some place gave all that it had room for: it may have more.
+    pub more: bool,
     /// How many changes have been recorded in all, rolled back ones included; `None` where that was not read.
     pub recorded: Option<i64>,
     /// Why there may be more than this. What stands above is ours all the same.

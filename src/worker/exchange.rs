@@ -184,6 +184,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let (found, fault) = match answer {
             Ok(mut claimed) => {
                 recorded = claimed.recorded;
+                // Its bell has been heard and will not ring again.
+                self.exchange.again |= claimed.more;
                 let new = claimed.claims.iter().filter(|claim| claim.is_new);
                 oldest = new.map(|claim| claim.owed_for).max().unwrap_or_default();
                 let fault = claimed.fault.take();

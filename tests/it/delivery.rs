@@ -160,6 +160,40 @@ async fn bodies_beyond_the_limit_go_one_after_the_other() {
 }
 
 #[tokio::test]
+async fn what_found_no_seat_at_its_bell_does_not_wait_for_another() {
+    let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
+    let client = database.client().await;
+    let daemon = Daemon::start(&database, &receiver, |tuning| {
+        tuning.worker.safety_poll = Duration::from_secs(3600);
+    })
+    .await;
+    let url = receiver.url("/ok");
+    for (account, tasks) in [("one", 2), ("many", 14)] {
+        for n in 0..tasks {
+            let task = format!("{account}_{n}");
+            client
+                .execute(&support::INSERT.replace("'acct'", &format!("'{account}'")), &[&task])
+                .await
+                .unwrap();
+            let config = json!({ "url": url, "operation_id": task }).to_string();
+            let register = "SELECT taskbell.register_webhook($1, $2::text::jsonb)::text";
+            client.query_one(register, &[&task, &config]).await.unwrap();
+        }
+    }
+    // Now both places are known to a bell.
+    for (n, task) in ["one_0", "many_0"].into_iter().enumerate() {
+        complete(&client, task).await;
+        eventually(task, async || (receiver.posts().len() > n).then_some(())).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Half of the eight seats are for the account that has one row.
+    let all = "UPDATE decisioning_tasks SET state = 'completed' WHERE state = 'submitted'";
+    client.batch_execute(all).await.unwrap();
+    eventually("all of them", async || (receiver.posts().len() == 16).then_some(())).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_stop_gives_back_what_hangs_without_burning_an_attempt() {
     let (database, receiver) = (TestDatabase::migrated().await, Receiver::start().await);
     let daemon =

@@ -42,7 +42,7 @@
     -- One row is taken whatever its size.
     SELECT taken.*, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes < $10::bigint AS fits
     FROM (
-        SELECT row.*, running.n, running.probing
+        SELECT row.*, running.n, running.room, running.probing
         FROM (SELECT * FROM running ORDER BY n) running
         CROSS JOIN LATERAL (
             SELECT o.id, o.ctid, o.lane, o.observed, o.available_at,
@@ -93,14 +93,19 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
        visited.all, visited.lane, visited.account_id, NOT c.seen,
        -- Transactions that began a little earlier may still commit rows of before.
        least(c.available_at, now() - interval '2 seconds'), taskbell.bell_of(c.lane, c.account_id)::bigint,
-       taskbell.recorded()
+       visited.recorded, visited.more
 FROM (
-    -- How far the walk came: to the lane that took the last of the room, or to its end.
-    SELECT NOT full_up AND (SELECT count(*) FROM walk) < $9::bigint AS all, w.lane, w.account_id
+    -- How far the walk came: to the lane that took the last of the room, or to its end. Whether some place
+    -- gave all that it had room for.
+    SELECT NOT full_up AND (SELECT count(*) FROM walk) < $9::bigint AS all, w.lane, w.account_id, more,
+           (SELECT taskbell.recorded()) AS recorded
     FROM (
-        SELECT count(*) >= $1::bigint OR count(*) > count(*) FILTER (WHERE fits) AS full_up,
-               max(n) FILTER (WHERE fits) AS n
-        FROM due
+        SELECT coalesce(sum(rows) >= $1::bigint OR sum(fitting) < sum(rows), false) AS full_up,
+               max(n) FILTER (WHERE fitting > 0) AS n, coalesce(bool_or(rows >= room), false) AS more
+        FROM (
+            SELECT n, min(room) AS room, count(*) AS rows, count(*) FILTER (WHERE fits) AS fitting
+            FROM due GROUP BY n
+        ) place
     ) taken
     JOIN walk w ON w.n = CASE WHEN full_up THEN taken.n ELSE (SELECT count(*) FROM walk) END
 ) visited

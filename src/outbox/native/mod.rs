@@ -130,6 +130,7 @@ impl NativeOutbox {
                 claimed.transitions.extend(brought.transitions);
                 claimed.claims = brought.claims;
                 claimed.recorded = brought.recorded;
+                claimed.more = brought.more;
             }
             Err(error) => claimed.fault = Some(error.into()),
         }
@@ -199,6 +200,7 @@ impl NativeOutbox {
                 brought.all = row.get(VISITED_ALL);
                 brought.last = Some((row.get(VISITED_ALL + 1), row.get(VISITED_ALL + 2)));
                 brought.recorded = row.get(UNSEEN + 3);
+                brought.more = row.get(UNSEEN + 4);
             }
             if row.get::<_, Option<i64>>(0).is_none() {
                 break;
@@ -397,6 +399,7 @@ struct Brought {
     all: bool,
     last: Option<Place>,
     recorded: Option<i64>,
+    more: bool,
 }
 
 fn transition(row: &Row) -> Transition {

@@ -116,6 +116,7 @@ impl Outbox for SealedOutbox {
         client.give_back();
         Ok(Claimed {
             transitions: Vec::new(),
+            more: false,
             recorded: None,
             claims: rows?.into_iter().map(|row| self.claim_of(&row, token, until)).collect(),
             fault: expired.err().map(OutboxError::from),
