@@ -75,8 +75,8 @@ DECLARE
     recorder     regproc;
     -- The states that end a task (AdCP, task-status.json).
     terminal     CONSTANT text := '''{completed,failed,canceled,rejected}''';
-    changed      CONSTANT text := 'coalesce(old.%1$I::pg_catalog.text, '''') OPERATOR(pg_catalog.<>) '
-                                  'coalesce(new.%1$I::pg_catalog.text, '''')';
+    unchanged    CONSTANT text := 'coalesce(old.%1$I::pg_catalog.%2$I OPERATOR(pg_catalog.=) new.%1$I::pg_catalog.%2$I, '
+                                  'old.%1$I IS NULL AND new.%1$I IS NULL)';
 BEGIN
     IF profile = 'adcp-python' THEN
         id_column := coalesce(id_column, 'task_id');      state_column := coalesce(state_column, 'state');
@@ -168,11 +168,11 @@ BEGIN
         BEGIN
             IF tg_op OPERATOR(pg_catalog.=) 'UPDATE' THEN
                 IF old.%3$I::pg_catalog.text OPERATOR(pg_catalog.=) ANY (%11$s) THEN
-                    IF %13$s THEN
+                    IF NOT (%13$s) THEN
                         PERFORM taskbell.refuse_terminal_change(tg_relid);
                     END IF;
                     RETURN NULL;
-                ELSIF NOT (%14$s) THEN
+                ELSIF %14$s THEN
                     RETURN NULL;
                 END IF;
                 SELECT r.lane INTO lane FROM taskbell.registration r
@@ -199,17 +199,18 @@ BEGIN
         $body$,
         watched.watch_id, id_column, state_column, type_column,
         account, created,
-        coalesce('new.' || quote_ident(result_column), 'NULL::pg_catalog.jsonb'),
-        coalesce('new.' || quote_ident(error_column), 'NULL::pg_catalog.jsonb'),
-        coalesce('new.' || quote_ident(context_column), 'NULL::pg_catalog.jsonb'),
+        coalesce('new.' || quote_ident(result_column), 'NULL') || '::pg_catalog.jsonb',
+        coalesce('new.' || quote_ident(error_column), 'NULL') || '::pg_catalog.jsonb',
+        coalesce('new.' || quote_ident(context_column), 'NULL') || '::pg_catalog.jsonb',
         CASE WHEN doorbell THEN
             -- The body of taskbell.ring(), in place: a call would cost as much as the lock.
             format('IF pg_catalog.pg_try_advisory_xact_lock_shared(8386110886190083180) THEN '
                    'PERFORM pg_catalog.pg_notify(''taskbell'', coalesce(taskbell.bell_of(lane, %s), ''change'')); END IF;', account)
-        END, terminal, coalesce('new.' || quote_ident(progress_column), 'NULL::pg_catalog.jsonb'),
-        (SELECT string_agg(format(changed, c), ' OR ')
-         FROM unnest(ARRAY[state_column, result_column, error_column]) AS c WHERE c IS NOT NULL),
-        format(changed, state_column));
+        END, terminal, coalesce('new.' || quote_ident(progress_column), 'NULL') || '::pg_catalog.jsonb',
+        format(unchanged, state_column, 'text')
+        || (SELECT coalesce(string_agg(' AND ' || format(unchanged, c, 'jsonb'), ''), '')
+            FROM unnest(ARRAY[result_column, error_column]) AS c WHERE c IS NOT NULL),
+        format(unchanged, state_column, 'text'));
     EXECUTE format('REVOKE EXECUTE ON FUNCTION taskbell.record_%s() FROM PUBLIC', watched.watch_id);
     recorder := format('taskbell.record_%s', watched.watch_id)::regproc;
 

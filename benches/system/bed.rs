@@ -23,6 +23,9 @@ use super::receiver::Receiver;
 use super::scratch::scratch;
 use super::tls::Identity;
 
+/// Bytes of a result, where a benchmark is not about them.
+pub const RESULT_BYTES: usize = 1000;
+
 /// The machine's PostgreSQL and the buyers, for one benchmark.
 pub struct Bed {
     pub receiver: Receiver,

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::bed::{Bed, tidy};
+use super::bed::{Bed, RESULT_BYTES, tidy};
 use super::drain::drained;
 use super::latency::complete_evenly;
 use super::table::{Table, thousands};
 
 const OWED: i64 = 50_000;
 const DESTINATIONS: usize = 50;
-const RESULT_BYTES: usize = 1000;
 
 /// Ten million settled webhooks in ten days' partitions, beside none.
 pub async fn history(rounds: usize) -> Table {
@@ -127,8 +126,9 @@ async fn outbox_claim(outbox: &taskbell::outbox::NativeOutbox) -> usize {
         rows: 64,
         per_lane: 8,
         bytes: usize::MAX,
+        bytes_per_lane: usize::MAX,
         in_flight: Vec::new(),
-        retries: true,
+        retries: usize::MAX,
         look: Look::Whole,
     };
     let claims = outbox.claim(&room).await.unwrap().claims.len();

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use super::bed::Bed;
+use super::bed::{Bed, RESULT_BYTES};
 use super::table::{Table, thousands};
 
 const OWED: usize = 50_000;
 const DESTINATIONS: usize = 50;
-const RESULT_BYTES: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Two tables: by statement, and by process.

@@ -2,24 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use taskbell::daemon::database::tls_config;
-use taskbell::task::{CallbackUrl, UrlSchemes};
-use taskbell::webhook::{
-    GuardPolicy, IdempotencyKey, KeyRing, LegacyModes, Outcome, Prepared, Sender, SenderOptions, Signer,
-    SigningAlgorithm, SigningKey, TraceContext,
-};
-
-use super::bed::{Bed, result};
+use super::bed::{Bed, RESULT_BYTES};
 use super::peer::Peer;
+use super::posting::Posting;
 use super::table::{Table, thousands};
 
-/// Webhooks, destinations, bytes of a result.
+/// Webhooks, destinations.
 const OWED: usize = 50_000;
 const DESTINATIONS: usize = 50;
-const RESULT_BYTES: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 pub async fn drain(rounds: usize) -> Table {
@@ -49,30 +41,19 @@ pub async fn drain(rounds: usize) -> Table {
 /// Signs and POSTs the same bodies with the same client.
 async fn without_database(bed: &mut Bed) -> f64 {
     bed.receiver.forget();
-    let sender = Sender::new(
-        tls_config(Some(bed.certificate.path())).unwrap(),
-        GuardPolicy { allow_private: true, ..GuardPolicy::default() },
-        &SenderOptions::default(),
-    )
-    .unwrap();
-    let key = SigningKey::generate(SigningAlgorithm::Ed25519, Some("bench")).unwrap();
-    let signer = Arc::new(Signer::new(KeyRing::new(vec![key]).unwrap(), LegacyModes::default()));
+    let posting = Posting::to(bed);
     let ports: Arc<[u16]> = bed.receiver.ports.clone().into();
     let next = Arc::new(AtomicUsize::new(0));
     let began = Instant::now();
     let runs = (0..IN_FLIGHT).map(|_| {
-        let (sender, signer, ports, next) = (sender.clone(), signer.clone(), ports.clone(), next.clone());
+        let (posting, ports, next) = (posting.clone(), ports.clone(), next.clone());
         tokio::spawn(async move {
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 if n >= OWED {
                     return;
                 }
-                let prepared = prepared(n, ports[n % ports.len()]);
-                let trace = TraceContext::of(&prepared.key, uuid::Uuid::new_v4());
-                let sent =
-                    sender.send(&prepared, &signer, trace, SystemTime::now(), Duration::from_secs(30)).await;
-                assert!(matches!(sent, Outcome::Answered { status: 200, .. }), "{sent:?}");
+                posting.post(&format!("task_{n}"), ports[n % ports.len()], RESULT_BYTES).await;
             }
         })
     });
@@ -82,23 +63,8 @@ async fn without_database(bed: &mut Bed) -> f64 {
     OWED as f64 / began.elapsed().as_secs_f64()
 }
 
-/// As many as the daemon has in flight by default.
+/// As many as are enough to keep the processors busy.
 const IN_FLIGHT: usize = 64;
-
-fn prepared(n: usize, port: u16) -> Prepared {
-    let key = format!("whk_{}", uuid::Uuid::new_v4());
-    let body = format!(
-        r#"{{"idempotency_key":"{key}","operation_id":"op_{n}","task_id":"task_{n}","task_type":"create_media_buy","protocol":"media-buy","status":"completed","timestamp":"2026-01-01T00:00:00Z","result":{}}}"#,
-        result(RESULT_BYTES)
-    );
-    Prepared {
-        url: CallbackUrl::parse(&format!("https://localhost:{port}/ok"), UrlSchemes::HttpsOnly).unwrap(),
-        key: IdempotencyKey::parse(&key).unwrap(),
-        body: Bytes::from(body),
-        authentication: None,
-        signing_scope: None,
-    }
-}
 
 /// From the first arrival until everything is accepted and settled.
 async fn taskbell(bed: &mut Bed) -> f64 {

@@ -4,8 +4,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio_postgres::Client;
 
-use super::bed::{Bed, result};
+use super::bed::{Bed, RESULT_BYTES, result};
 use super::figures::Quantiles;
+use super::floor::{self, Floor};
 use super::peer::Peer;
 use super::table::Table;
 
@@ -23,7 +24,6 @@ const PACES: [Pace; 3] = [
     Pace { name: "one in 20 s", between: Duration::from_secs(20), commits: 5 },
 ];
 const DESTINATIONS: usize = 50;
-const RESULT_BYTES: usize = 1000;
 
 pub async fn latency() -> Table {
     let mut table = Table::new(
@@ -50,6 +50,11 @@ pub async fn latency() -> Table {
         tokio::time::sleep(SETTLE).await;
         let ours = measure(&mut bed, &client, "decisioning_tasks", &pace).await;
         daemon.stop();
+        let least = {
+            let _floor = Floor::start(&bed, &client, pace.commits as i64).await;
+            measure(&mut bed, &client, floor::TABLE, &pace).await
+        };
+        table.row(row("NOTIFY and POST, without an outbox", &pace, &least, None));
         if let Some(theirs) = &theirs {
             table.row(row("graphile-worker", &pace, theirs, None));
         }

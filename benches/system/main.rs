@@ -17,8 +17,10 @@
 mod bed;
 mod receiver;
 mod processes;
+mod posting;
 mod drain;
 mod cost;
+mod floor;
 mod latency;
 mod seller;
 mod conditions;

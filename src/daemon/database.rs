@@ -64,6 +64,14 @@ impl Connector {
         Self { config, ..self.clone() }
     }
 
+    /// A pool with one connection, whose commits wait for the disk.
+    ///
+    /// # Errors
+    /// As [`Connector::pool`].
+    pub fn durable_pool(&self) -> Result<Pool, DatabaseError> {
+        Self { max_connections: 1, ..self.durable() }.pool()
+    }
+
     /// One connection outside the pool.
     ///
     /// # Errors

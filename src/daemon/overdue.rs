@@ -19,6 +19,7 @@ use crate::task::TaskId;
 
 /// Watches over open tasks.
 pub(super) struct Overdue {
+    /// Of sessions that wait for their commits: a buyer is told of what they write.
     pub(super) pool: Pool,
     pub(super) metrics: Metrics,
     /// By task type, after how long an open task is failed; empty: never.
@@ -85,7 +86,8 @@ impl Overdue {
                 "message": format!("The task was open for longer than {limit} without a decision and was closed by policy."),
                 "recovery": "transient",
             });
-            match registry.fail(&TaskId::parse(id.as_str())?, Scope::Operator, error).await {
+            let Ok(task) = TaskId::parse(id.as_str()) else { continue };
+            match registry.fail(&task, Scope::Operator, error).await {
                 Ok(_) => {
                     tracing::warn!(task.id = id, %limit, "a task that nobody decided was failed by policy")
                 }

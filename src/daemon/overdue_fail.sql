@@ -3,6 +3,8 @@
 SELECT t.task_id, t.task_type, l.seconds
 FROM decisioning_tasks t
 JOIN unnest($1::text[], $2::float8[]) AS l(task_type, seconds) ON l.task_type = t.task_type
-WHERE t.state NOT IN ('completed', 'failed')
+WHERE t.state IN ('submitted', 'working', 'input-required', 'auth-required')
+  -- The SDK's own registrations are ended by the SDK.
+  AND t.webhook_registration IS NULL
   AND t.created_at BETWEEN 0 AND 253402300799 AND to_timestamp(t.created_at) < now() - l.seconds * interval '1 second'
 ORDER BY t.created_at LIMIT $3

@@ -75,7 +75,7 @@ pub async fn run(
     }
     tasks.spawn(sealer::run(pool.clone(), sealing, config.database.patience(), services.clone()));
     let overdue = Overdue {
-        pool: pool.clone(),
+        pool: connector.durable_pool()?,
         metrics: config.metrics.clone(),
         fail_after: config.fail_after.clone(),
     };

@@ -107,7 +107,8 @@ fn rest(room: &Room, claimed: &Claimed) -> Room {
         rows: if bytes == 0 { 0 } else { room.rows.saturating_sub(claimed.claims.len()) },
         per_lane: room.per_lane,
         bytes,
-        retries: room.retries,
+        bytes_per_lane: room.bytes_per_lane,
+        retries: room.retries.saturating_sub(claimed.claims.iter().filter(|claim| claim.attempt > 1).count()),
         look: room.look.clone(),
         in_flight: lanes.into_iter().collect(),
     }

@@ -118,10 +118,12 @@ pub struct Room {
     pub per_lane: usize,
     /// Bytes of documents in all; a single row is taken whatever its size.
     pub bytes: usize,
-    /// Lanes with attempts in flight, and how many.
+    /// The same for one lane. A larger row counts as so much.
+    pub bytes_per_lane: usize,
+    /// Lanes with attempts in flight, and how many; `per_lane` of them where the bytes are used up.
     pub in_flight: Vec<(Lane, usize)>,
-    /// Whether rows that failed before may be taken: some slots are kept for first attempts.
-    pub retries: bool,
+    /// Rows that failed before: some slots are kept for first attempts.
+    pub retries: usize,
     /// Where to look.
     pub look: Look,
 }

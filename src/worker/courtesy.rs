@@ -20,8 +20,9 @@ pub(super) struct Courtesy {
 }
 
 impl Courtesy {
-    /// How long to rest after a look that took so long, when so many changes have been recorded in all.
-    pub(super) fn rest(&mut self, now: Instant, took: Duration, recorded: i64) -> Duration {
+    /// How long to rest after a look that took so long and brought so many rows, when so many changes have been
+    /// recorded in all.
+    pub(super) fn rest(&mut self, now: Instant, took: Duration, rows: usize, recorded: i64) -> Duration {
         let (since, before) = *self.mark.get_or_insert((now, recorded));
         let elapsed = now - since;
         if elapsed >= MEASURED_OVER {
@@ -32,7 +33,8 @@ impl Courtesy {
         // The best counts a little less with each look: plans and machines change.
         let quickest = self.quickest.map_or(took, |quickest| took.min(quickest.mul_f64(FORGETS)));
         self.quickest = Some(quickest);
-        let queue = took > SLOW + quickest * 3;
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+        let queue = took > SLOW + A_ROW * rows + quickest * 3;
         if self.pace >= BUSY && queue { (took * TIMES).min(MAX_REST) } else { Duration::ZERO }
     }
 }
@@ -40,8 +42,9 @@ impl Courtesy {
 const MEASURED_OVER: Duration = Duration::from_millis(20);
 /// Changes a second that only many sellers at once record.
 const BUSY: f64 = 1000.0;
-/// A look on an idle database takes one to six milliseconds, and its way there and back.
+/// A look on an idle database takes one or two milliseconds, its way there and back, and some 50 µs for each row.
 const SLOW: Duration = Duration::from_millis(8);
+const A_ROW: Duration = Duration::from_micros(100);
 const FORGETS: f64 = 1.001;
 /// Rest for work: of what we could take, sellers keep ten parts of eleven.
 const TIMES: u32 = 10;
@@ -65,12 +68,12 @@ mod tests {
         }
 
         /// The last rest after looks that took so long, a tenth of a second apart.
-        fn rest(&mut self, took: Duration, pace: i64) -> Duration {
+        fn rest(&mut self, took: Duration, rows: usize, pace: i64) -> Duration {
             let mut rest = Duration::ZERO;
             for _ in 0..10 {
                 self.now += 100 * MS;
                 self.recorded += pace / 10;
-                rest = self.courtesy.rest(self.now, took, self.recorded);
+                rest = self.courtesy.rest(self.now, took, rows, self.recorded);
             }
             rest
         }
@@ -79,17 +82,19 @@ mod tests {
     #[test]
     fn it_rests_where_sellers_are_quick_and_looks_are_slow() {
         let mut scene = Scene::new();
-        assert_eq!(scene.rest(2 * MS, 8000), Duration::ZERO);
-        assert_eq!(scene.rest(30 * MS, 8000), 300 * MS);
-        assert_eq!(scene.rest(200 * MS, 8000), MAX_REST);
-        assert_eq!(scene.rest(30 * MS, 100), Duration::ZERO, "we are the load");
+        assert_eq!(scene.rest(2 * MS, 0, 8000), Duration::ZERO);
+        assert_eq!(scene.rest(15 * MS, 128, 8000), Duration::ZERO, "many rows take their time");
+        assert_eq!(scene.rest(30 * MS, 128, 8000), 300 * MS);
+        assert_eq!(scene.rest(15 * MS, 2, 8000), 150 * MS);
+        assert_eq!(scene.rest(200 * MS, 128, 8000), MAX_REST);
+        assert_eq!(scene.rest(30 * MS, 128, 100), Duration::ZERO, "we are the load");
     }
 
     #[test]
     fn a_long_way_to_the_database_is_no_queue() {
         let mut scene = Scene::new();
-        assert_eq!(scene.rest(20 * MS, 8000), Duration::ZERO);
-        assert_eq!(scene.rest(40 * MS, 8000), Duration::ZERO);
-        assert_ne!(scene.rest(100 * MS, 8000), Duration::ZERO);
+        assert_eq!(scene.rest(20 * MS, 1, 8000), Duration::ZERO);
+        assert_eq!(scene.rest(40 * MS, 128, 8000), Duration::ZERO);
+        assert_ne!(scene.rest(100 * MS, 128, 8000), Duration::ZERO);
     }
 }

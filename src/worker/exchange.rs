@@ -154,8 +154,16 @@ impl<O: Outbox, W: World> Worker<O, W> {
             rows: self.free_slots().min(BATCH).min(enough),
             per_lane: self.settings.per_lane,
             bytes,
-            in_flight: self.in_flight.iter().map(|(lane, n)| (lane.clone(), *n)).collect(),
-            retries: self.takes_retries(),
+            bytes_per_lane: self.lane_share(),
+            in_flight: self
+                .in_flight
+                .iter()
+                .map(|(lane, held)| {
+                    let full = self.fills_its_lane(*held);
+                    (lane.clone(), if full { self.settings.per_lane.max(held.rows) } else { held.rows })
+                })
+                .collect(),
+            retries: self.retries_left(),
             look,
         }
     }
@@ -186,8 +194,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 recorded = claimed.recorded;
                 // Its bell has been heard and will not ring again.
                 self.exchange.again |= claimed.more;
-                let new = claimed.claims.iter().filter(|claim| claim.is_new);
-                oldest = new.map(|claim| claim.owed_for).max().unwrap_or_default();
+                let first = claimed.claims.iter().filter(|claim| claim.attempt == 1);
+                oldest = first.map(|claim| claim.owed_for).max().unwrap_or_default();
                 let fault = claimed.fault.take();
                 let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
                 self.exchange.brought = claimed.claims.len().max(claimed.transitions.len());
@@ -213,14 +221,17 @@ impl<O: Outbox, W: World> Worker<O, W> {
             return;
         }
         let took = since.elapsed();
-        self.rest(took, recorded, oldest);
         tracing::trace!(?look, brought = self.exchange.brought, ?took, "looked");
         self.next_look = self.after(&look, found, took).await;
+        self.rest(took, recorded, oldest);
         if std::mem::take(&mut self.exchange.again) {
             self.next_look = Instant::now();
         }
         if self.exchange.more {
-            self.call_for_help();
+            // Others who look would be no relief for a database that is busy.
+            if self.look_at() == self.next_look {
+                self.call_for_help();
+            }
             if found && self.free_slots() < self.enough() {
                 self.next_look = self.next_look.max(Instant::now() + GATHER);
             }
@@ -231,8 +242,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
     fn rest(&mut self, took: Duration, recorded: Option<i64>, oldest: Duration) {
         let Some(recorded) = recorded else { return };
         let now = Instant::now();
-        let rest = self.courtesy.rest(now, took, recorded);
-        if rest > Duration::ZERO && oldest < self.settings.yield_for {
+        let rest = self.courtesy.rest(now, took, self.exchange.brought, recorded);
+        if rest > Duration::ZERO && self.phase == Phase::Awake && oldest < self.settings.yield_for {
             counter!(names::RESTS).increment(1);
             self.rests_until = now + rest;
         }

@@ -46,7 +46,8 @@ pub struct WorkerSettings {
     pub concurrency: usize,
     /// Attempts in flight at once to one destination.
     pub per_lane: usize,
-    /// Bytes of the bodies in flight at once; a single one may be larger.
+    /// Bytes of the bodies in flight at once. One lane may have an eighth of them, and what is
+    /// larger than that counts as so much.
     pub payload: usize,
     /// How long it stays awake after the last busy moment, with the bell silent.
     pub linger: Duration,
@@ -64,6 +65,13 @@ pub struct WorkerSettings {
     pub task_types: TaskTypes,
 }
 
+/// What one lane has in flight.
+#[derive(Debug, Default, Clone, Copy)]
+struct Held {
+    rows: usize,
+    bytes: usize,
+}
+
 /// Delivers what one outbox owes.
 pub struct Worker<O, W> {
     outbox: Arc<O>,
@@ -74,8 +82,8 @@ pub struct Worker<O, W> {
     wakes: Wakes,
     settings: WorkerSettings,
     attempts: JoinSet<Settled>,
-    in_flight: HashMap<Lane, usize>,
-    /// Bytes of their bodies.
+    in_flight: HashMap<Lane, Held>,
+    /// Bytes of their bodies, as far as they count.
     payload: usize,
     started: HashMap<tokio::task::Id, (Lane, Claim)>,
     finished: Vec<Settled>,
@@ -208,14 +216,28 @@ impl<O: Outbox, W: World> Worker<O, W> {
     fn is_full(&self) -> bool {
         self.attempts.len() >= self.settings.concurrency
             || self.payload >= self.settings.payload
-            || self.in_flight.values().any(|n| *n >= self.settings.per_lane)
-            || !self.takes_retries()
+            || self.in_flight.values().any(|held| self.fills_its_lane(*held))
+            || self.retries_left() == 0
     }
 
-    /// Whether rows that failed before may be claimed: a quarter of the slots is for the others.
-    fn takes_retries(&self) -> bool {
+    fn fills_its_lane(&self, held: Held) -> bool {
+        held.rows >= self.settings.per_lane || held.bytes >= self.lane_share()
+    }
+
+    /// Bytes that one lane may have in flight.
+    fn lane_share(&self) -> usize {
+        (self.settings.payload / LANES_IN_FULL).max(1)
+    }
+
+    /// What a body counts for.
+    fn weight(&self, claim: &Claim) -> usize {
+        claim.body_bytes().min(self.lane_share())
+    }
+
+    /// How many rows that failed before may be claimed: a quarter of the slots is for the others.
+    fn retries_left(&self) -> usize {
         let retries = self.started.values().filter(|(_, claim)| claim.attempt > 1).count();
-        retries < self.settings.concurrency * 3 / 4
+        (self.settings.concurrency * 3).div_ceil(4).saturating_sub(retries)
     }
 
     /// Observes and starts what was claimed.
@@ -246,8 +268,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     let handle = self
                         .attempts
                         .spawn(async move { attempt(&means, &prepared, ticket).await }.instrument(span));
-                    *self.in_flight.entry(claim.lane.clone()).or_default() += 1;
-                    self.payload += claim.body_bytes();
+                    let weight = self.weight(&claim);
+                    let held = self.in_flight.entry(claim.lane.clone()).or_default();
+                    held.rows += 1;
+                    held.bytes += weight;
+                    self.payload += weight;
                     self.started.insert(handle.id(), (claim.lane.clone(), claim));
                 }
                 Err(outcome) => {
@@ -276,10 +301,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Err(error) => error.id(),
         };
         let Some((lane, claim)) = self.started.remove(&id) else { return };
-        self.payload -= claim.body_bytes();
-        if let Some(n) = self.in_flight.get_mut(&lane) {
-            *n -= 1;
-            if *n == 0 {
+        let weight = self.weight(&claim);
+        self.payload -= weight;
+        if let Some(held) = self.in_flight.get_mut(&lane) {
+            held.rows -= 1;
+            held.bytes -= weight;
+            if held.rows == 0 {
                 self.in_flight.remove(&lane);
             }
         }
@@ -329,6 +356,8 @@ fn chain(error: &dyn std::error::Error) -> String {
         .join(": ")
 }
 
+/// So many lanes with large bodies may fill all the room for bytes.
+const LANES_IN_FULL: usize = 8;
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
 /// While every destination fails.
 const NO_WAY_OUT: Duration = Duration::from_secs(10);

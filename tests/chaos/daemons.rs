@@ -262,11 +262,12 @@ fn environment(key: &Path, ca_file: &Path) -> Vec<(String, String)> {
 
 const TASKBELL: &str = env!("CARGO_BIN_EXE_taskbell");
 /// Everything short, so that much happens in little time.
-const SETTINGS: [(&str, &str); 16] = [
+const SETTINGS: [(&str, &str); 17] = [
     ("ADMIN__LISTEN", "127.0.0.1:0"),
     ("DATABASE__STATEMENT_TIMEOUT", "2s"),
     ("WORKER__CONCURRENCY", "64"),
     ("WORKER__PER_LANE", "16"),
+    ("WORKER__PAYLOAD_MIB", "1"),
     ("WORKER__LEASE", "6s"),
     ("WORKER__DEADLINE", "1s"),
     ("WORKER__GRACE", "3s"),

@@ -199,6 +199,10 @@ impl Seller {
         let (sql, document) = match state {
             "working" => (WORK, json!({ "try": marker })),
             "failed" => (FAIL, json!({ "code": "SERVICE_UNAVAILABLE", "message": "no", "try": marker })),
+            // Now and then one that daemons have little room for.
+            _ if self.serial.is_multiple_of(20) => {
+                (END, json!({ "try": marker, "price": 1.5, "padding": "x".repeat(100_000) }))
+            }
             _ => (END, json!({ "try": marker, "price": 1.5 })),
         };
         let document = document.to_string();
@@ -211,7 +215,7 @@ impl Seller {
 }
 
 const INSERT: &str = "INSERT INTO decisioning_tasks (task_id, account_id, task_type, request_context, created_at, updated_at) \
-     SELECT id, 'acct', 'create_media_buy', $2::text::jsonb, extract(epoch FROM now()), 0 FROM unnest($1::text[]) AS t(id)";
+     SELECT id, 'acct' || hashtext(id) % 4, 'create_media_buy', $2::text::jsonb, extract(epoch FROM now()), 0 FROM unnest($1::text[]) AS t(id)";
 const REGISTER: &str = "SELECT taskbell.register_webhook(id, jsonb_build_object('url', $2::text || id, 'operation_id', 'op-' || id), \
      'decisioning_tasks', $3::text[])::text FROM unnest($1::text[]) AS t(id)";
 const WORK: &str = "UPDATE decisioning_tasks SET state = 'working', progress = $2::text::jsonb WHERE task_id = ANY ($1::text[])";

@@ -58,6 +58,8 @@ struct Attempt {
     reason: Option<String>,
 }
 
+const EXPIRED: &str = "horizon passed";
+
 impl Verdict {
     /// Judges. `posts` in the order in which they came.
     pub async fn reach(client: &Client, posts: &[Post], faults: &[Fault]) -> Self {
@@ -93,6 +95,7 @@ impl Verdict {
         }
         this.transitions(client, &tasks).await;
         this.deliveries(&tasks, &deliveries, posts);
+        this.expiries(faults);
         this.attempts(&deliveries, &attempts);
         this.bodies(&tasks, &deliveries, posts);
         this.duplicates(&deliveries, &attempts, posts, faults);
@@ -167,13 +170,22 @@ impl Verdict {
                     ("invalid", Some(reason)) if refused => {
                         *self.dead.entry(reason.to_owned()).or_default() += 1;
                     }
-                    ("expired", Some(_)) => *self.dead.entry("horizon passed".to_owned()).or_default() += 1,
+                    ("expired", Some(_)) => *self.dead.entry(EXPIRED.to_owned()).or_default() += 1,
                     (other, reason) => self.complain(format!("{id} {state} is {other} ({reason:?})")),
                 }
             }
         }
         for (task, state) in found.into_keys() {
             self.complain(format!("PHANTOM: {task} {state} is owed, but was never committed"));
+        }
+    }
+
+    /// Nothing expires but what a leap of the clock took past its horizon, two rows at a time.
+    fn expiries(&mut self, faults: &[Fault]) {
+        let leaps = faults.iter().filter(|fault| matches!(fault.kind, Kind::HorizonLeap)).count();
+        let expired = self.dead.get(EXPIRED).copied().unwrap_or_default();
+        if expired > 2 * leaps {
+            self.complain(format!("LOST: {expired} expired after {leaps} leaps of the clock"));
         }
     }
 

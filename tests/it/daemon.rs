@@ -148,7 +148,10 @@ async fn tasks_that_nobody_decides_are_named_once_and_failed_where_the_policy_sa
     client
         .batch_execute(
             "UPDATE decisioning_tasks SET created_at = created_at - 7200 WHERE task_id = 'task_late';
-             UPDATE decisioning_tasks SET created_at = created_at - 86400 WHERE task_id = 'task_very_late'",
+             UPDATE decisioning_tasks SET created_at = created_at - 86400 WHERE task_id = 'task_very_late';
+             INSERT INTO decisioning_tasks (task_id, account_id, task_type, state, created_at, updated_at)
+             SELECT 'task_gone_' || n, 'acct', 'create_media_buy', 'canceled', 1700000000, 0
+             FROM generate_series(1, 200) AS n",
         )
         .await
         .unwrap();

@@ -209,7 +209,15 @@ async fn a_stop_gives_back_what_hangs_without_burning_an_attempt() {
 }
 
 fn room(rows: usize) -> Room {
-    Room { rows, per_lane: 8, bytes: usize::MAX, in_flight: Vec::new(), retries: true, look: Look::Whole }
+    Room {
+        rows,
+        per_lane: 8,
+        bytes: usize::MAX,
+        bytes_per_lane: usize::MAX,
+        in_flight: Vec::new(),
+        retries: usize::MAX,
+        look: Look::Whole,
+    }
 }
 
 #[tokio::test]
@@ -258,8 +266,9 @@ async fn one_lane_gets_only_the_slots_it_has() {
             rows: 10,
             per_lane: 2,
             bytes: usize::MAX,
+            bytes_per_lane: usize::MAX,
             in_flight: Vec::new(),
-            retries: true,
+            retries: usize::MAX,
             look: Look::Whole,
         })
         .await
@@ -273,8 +282,9 @@ async fn one_lane_gets_only_the_slots_it_has() {
             rows: 10,
             per_lane: 2,
             bytes: usize::MAX,
+            bytes_per_lane: usize::MAX,
             in_flight: vec![(busy, 2)],
-            retries: true,
+            retries: usize::MAX,
             look: Look::Whole,
         })
         .await

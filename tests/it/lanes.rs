@@ -30,16 +30,20 @@ async fn owe(client: &Client, host: &str, account: &str, rows: i64) {
     client.execute(sql, &[&host, &account, &rows]).await.unwrap();
 }
 
-async fn claim(outbox: &NativeOutbox, rows: usize) -> Vec<Claim> {
-    let room = Room {
+fn room(rows: usize) -> Room {
+    Room {
         rows,
         per_lane: 8,
         bytes: usize::MAX,
+        bytes_per_lane: usize::MAX,
         in_flight: Vec::new(),
-        retries: true,
+        retries: usize::MAX,
         look: Look::Whole,
-    };
-    outbox.claim(&room).await.unwrap().claims
+    }
+}
+
+async fn claim(outbox: &NativeOutbox, rows: usize) -> Vec<Claim> {
+    outbox.claim(&room(rows)).await.unwrap().claims
 }
 
 async fn settle(outbox: &NativeOutbox, claims: &[Claim], verdict: Verdict, reason: Option<FailureReason>) {
@@ -178,14 +182,14 @@ async fn opening_a_lane_makes_due_what_waits_there_for_its_next_try() {
     };
     assert_eq!(open(Some("a")).await, 1);
     assert_eq!(due().await, [("dead.example.a".to_owned(), 3)]);
-    // One of it goes first.
-    let mut tried = claim(&outbox, 50).await;
-    assert_eq!(tried.len(), 1);
     assert_eq!(open(None).await, 0, "b had not failed often enough to be closed");
-    assert_eq!(due().await, [("dead.example.a".to_owned(), 2), ("dead.example.b".to_owned(), 2)]);
-    // The lease of what is in flight runs on.
-    tried.push(in_flight);
-    succeed(&outbox, &tried).await;
+    assert_eq!(due().await, [("dead.example.a".to_owned(), 3), ("dead.example.b".to_owned(), 2)]);
+    // One goes first, and that is the one in flight, whose lease runs on.
+    let others = claim(&outbox, 50).await;
+    assert_eq!(others.len(), 2);
+    assert!(others.iter().all(|claim| claim.task_id.starts_with("dead.example.b")));
+    succeed(&outbox, &[in_flight]).await;
+    assert_eq!(claim(&outbox, 50).await.len(), 2);
 }
 
 #[tokio::test]
@@ -333,8 +337,7 @@ async fn a_claim_brings_no_more_bytes_than_there_is_room_for_and_the_next_goes_o
                      ELSE (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 3125)) END)";
     client.execute(large, &[]).await.unwrap();
     let claim = async |bytes| {
-        let room =
-            Room { rows: 50, per_lane: 8, bytes, in_flight: Vec::new(), retries: true, look: Look::Whole };
+        let room = Room { bytes, ..room(50) };
         outbox.claim(&room).await.unwrap().claims
     };
     let mut served: HashMap<String, usize> = HashMap::new();
@@ -357,17 +360,64 @@ async fn slots_are_kept_for_rows_that_were_never_tried() {
     let verdict = Verdict::Release { after: Duration::ZERO };
     settle(&outbox, &claim(&outbox, 2).await, verdict, Some(FailureReason::ServerError)).await;
     owe(&client, "two.example", "a", 2).await;
-    let room = Room {
-        rows: 10,
-        per_lane: 8,
-        bytes: usize::MAX,
-        in_flight: Vec::new(),
-        retries: false,
-        look: Look::Whole,
-    };
+    let room = Room { retries: 0, ..room(10) };
     let claims = outbox.claim(&room).await.unwrap().claims;
     assert_eq!(hosts(&claims), [("two.example".to_owned(), 2)].into());
     assert_eq!(hosts(&claim(&outbox, 10).await), [("one.example".to_owned(), 2)].into());
+}
+
+#[tokio::test]
+async fn a_claim_takes_no_more_retries_than_there_is_room_for() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    for n in 0..4 {
+        owe(&client, &format!("tried{n}.example"), "a", 2).await;
+    }
+    let verdict = Verdict::Release { after: Duration::ZERO };
+    settle(&outbox, &claim(&outbox, 8).await, verdict, Some(FailureReason::ServerError)).await;
+    owe(&client, "new.example", "a", 2).await;
+    let mut room = room(50);
+    room.retries = 3;
+    let claims = outbox.claim(&room).await.unwrap().claims;
+    assert_eq!(claims.iter().filter(|claim| claim.attempt > 1).count(), 3);
+    assert_eq!(hosts(&claims).get("new.example"), Some(&2));
+}
+
+#[tokio::test]
+async fn one_lane_has_its_share_of_the_bytes() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    owe(&client, "large.example", "a", 6).await;
+    owe(&client, "other.example", "a", 6).await;
+    let large = "UPDATE taskbell.outbox SET context = jsonb_build_object('padding', repeat('x', 100000))
+                 WHERE lane LIKE '%large%'";
+    client.execute(large, &[]).await.unwrap();
+    let mut room = room(50);
+    room.bytes_per_lane = 150_000;
+    let claims = outbox.claim(&room).await.unwrap().claims;
+    assert_eq!(hosts(&claims), [("large.example".to_owned(), 2), ("other.example".to_owned(), 6)].into());
+    // A body counts for no more than the share: of larger ones as many go as would of those.
+    room.bytes_per_lane = 1000;
+    room.bytes = 1500;
+    assert_eq!(outbox.claim(&room).await.unwrap().claims.len(), 1);
+}
+
+#[tokio::test]
+async fn what_recovers_has_no_more_in_flight_than_its_successes_allow() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    owe(&client, "dead.example", "a", 100).await;
+    fail(&outbox, &claim(&outbox, 8).await).await;
+    let_the_pause_pass(&client).await;
+    succeed(&outbox, &claim(&outbox, 8).await).await;
+    let mut room = room(50);
+    let first = outbox.claim(&room).await.unwrap().claims;
+    assert_eq!(first.len(), 2);
+    room.in_flight = vec![(first[0].lane.clone(), 2)];
+    assert!(outbox.claim(&room).await.unwrap().claims.is_empty());
+    succeed(&outbox, &first[..1]).await;
+    room.in_flight = vec![(first[0].lane.clone(), 1)];
+    assert_eq!(outbox.claim(&room).await.unwrap().claims.len(), 2);
 }
 
 #[tokio::test]

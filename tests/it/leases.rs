@@ -35,7 +35,15 @@ fn outbox(database: &TestDatabase) -> NativeOutbox {
 }
 
 fn room(rows: usize) -> Room {
-    Room { rows, per_lane: 8, bytes: usize::MAX, in_flight: Vec::new(), retries: true, look: Look::Whole }
+    Room {
+        rows,
+        per_lane: 8,
+        bytes: usize::MAX,
+        bytes_per_lane: usize::MAX,
+        in_flight: Vec::new(),
+        retries: usize::MAX,
+        look: Look::Whole,
+    }
 }
 
 fn settle(claim: &Claim, verdict: Verdict, attempted: bool) -> Settlement {

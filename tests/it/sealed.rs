@@ -100,8 +100,9 @@ fn room() -> Room {
         rows: 10,
         per_lane: 10,
         bytes: usize::MAX,
+        bytes_per_lane: usize::MAX,
         in_flight: Vec::new(),
-        retries: true,
+        retries: usize::MAX,
         look: Look::Whole,
     }
 }
@@ -297,8 +298,9 @@ async fn neither_table_starves_behind_the_other_and_lanes_count_for_both() {
             rows: 4,
             per_lane: 4,
             bytes: usize::MAX,
+            bytes_per_lane: usize::MAX,
             in_flight: Vec::new(),
-            retries: true,
+            retries: usize::MAX,
             look: Look::Whole,
         };
         let claims = both.claim(&room).await.unwrap().claims;

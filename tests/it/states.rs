@@ -32,8 +32,9 @@ fn room() -> Room {
         rows: 10,
         per_lane: 10,
         bytes: usize::MAX,
+        bytes_per_lane: usize::MAX,
         in_flight: Vec::new(),
-        retries: true,
+        retries: usize::MAX,
         look: Look::Whole,
     }
 }

@@ -31,7 +31,7 @@ const CUSTOM: &str = "
     CREATE TYPE phase AS ENUM ('submitted', 'working', 'on hold', 'completed', 'failed');
     CREATE TABLE jobs (
         id uuid PRIMARY KEY DEFAULT gen_random_uuid(), phase phase NOT NULL DEFAULT 'submitted',
-        kind text NOT NULL DEFAULT 'create_media_buy', outcome jsonb, problem jsonb,
+        kind text NOT NULL DEFAULT 'create_media_buy', outcome json, problem jsonb,
         born timestamptz NOT NULL DEFAULT now()
     )";
 const ADD_CUSTOM: [&str; 15] = [
@@ -69,6 +69,9 @@ async fn a_table_of_ones_own_rings_its_buyers_and_is_left_without_a_trace() {
     client.batch_execute("UPDATE jobs SET phase = 'on hold'").await.unwrap();
     client.batch_execute("UPDATE jobs SET phase = 'completed', outcome = '{\"n\": 1}'").await.unwrap();
     delivery_in(&client, &id, "delivered").await;
+    // The same once more, written otherwise.
+    client.batch_execute("UPDATE jobs SET outcome = '{\"n\":1.0}'").await.unwrap();
+    assert!(client.batch_execute("UPDATE jobs SET outcome = '{\"n\":2}'").await.is_err());
     let body = receiver.posts().remove(0).json();
     assert_eq!((&body["task_id"], &body["result"]), (&json!(id), &json!({ "n": 1 })));
     let states: Vec<String> = client

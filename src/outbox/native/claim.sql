@@ -6,19 +6,29 @@
 -- takes a single row to probe it. A lane that recovers gets more room with every success.
 --
 -- $1 rows, $2 rows per lane, $3 lanes in flight, $4 how many there, $5 lease token,
--- $6 lease seconds, $7 horizon seconds, $8 whether rows that failed before may be taken,
--- $9 places at most to visit, $10 bytes of documents
+-- $6 lease seconds, $7 horizon seconds, $8 rows at most that failed before,
+-- $9 places at most to visit, $10 bytes of documents, $11 bytes at most for one lane
 ), open AS (
     -- What may take rows now: its circuit lets some through, and its lane has room.
     SELECT w.lane, w.account_id, w.since, w.n, probe.lane IS NOT NULL AS probing,
-           least(CASE WHEN probe.lane IS NOT NULL THEN 1 ELSE c.recovered + 1 END, lane_room) AS room, lane_room,
+           least(CASE WHEN probe.lane IS NOT NULL THEN 1 ELSE c.recovered + 1 - there.n END, lane_room) AS room, lane_room,
            count(*) OVER (PARTITION BY w.lane) AS accounts
     FROM walk w
     LEFT JOIN unnest($3::text[], $4::bigint[]) AS busy(lane, n) USING (lane)
     LEFT JOIN taskbell.circuit c USING (lane, account_id)
     LEFT JOIN probe USING (lane, account_id)
     CROSS JOIN LATERAL (SELECT $2::bigint - coalesce(busy.n, 0) AS lane_room) lane
+    -- What a place that recovers has in flight stands before its other rows.
+    LEFT JOIN LATERAL (
+        SELECT count(*) FILTER (WHERE first.lease_expires_at > now()) AS n
+        FROM (
+            SELECT o.lease_expires_at FROM taskbell.outbox o
+            WHERE o.lane = w.lane AND o.account_id = w.account_id AND o.available_at IS NOT NULL
+            ORDER BY o.available_at, o.id LIMIT c.recovered + 1
+        ) first
+    ) there ON c.recovered IS NOT NULL
     WHERE lane_room > 0 AND (c.closed_until IS NULL OR probe.lane IS NOT NULL)
+      AND (there.n IS NULL OR there.n <= c.recovered)
 ), running AS (
     -- Several accounts share a destination and its limit: its seats are drawn by lot among those that
     -- have something due. Reading a row of each costs less than locking what then finds no seat.
@@ -33,28 +43,35 @@
               AND o.available_at >= coalesce(open.since, '-infinity') AND o.available_at <= now()
               AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
               AND (o.retry_until IS NULL OR o.retry_until > now())
-              AND ($8::boolean OR o.attempt_count = 0 OR open.probing)
+              AND ($8::bigint > 0 OR o.attempt_count = 0 OR open.probing)
         )
     ) seated
     WHERE seat <= lane_room
     WINDOW same AS (PARTITION BY lane)
 ), due AS (
-    -- One row is taken whatever its size.
-    SELECT taken.*, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes < $10::bigint AS fits
+    -- One row is taken whatever its size; one that is larger than a lane's share counts as that.
+    SELECT taken.*,
+           sum(least(bytes, $11::bigint)) OVER (ORDER BY n, available_at, id) - least(bytes, $11::bigint) < $10::bigint
+           AND sum(least(bytes, $11::bigint)) OVER (PARTITION BY lane ORDER BY n, available_at, id)
+               - least(bytes, $11::bigint) < $11::bigint
+           AND (NOT again OR count(*) FILTER (WHERE again) OVER (ORDER BY n, available_at, id) <= $8::bigint) AS fits
     FROM (
         SELECT row.*, running.n, running.room, running.probing
         FROM (SELECT * FROM running ORDER BY n) running
         CROSS JOIN LATERAL (
-            SELECT o.id, o.ctid, o.lane, o.observed, o.available_at,
-                   -- Only what is compressed must be read to learn its size.
+            SELECT o.id, o.ctid, o.lane, o.observed, o.available_at, o.attempt_count > 0 AND NOT running.probing AS again,
+                   -- Only what is compressed must be read to learn its size. An error stands in the body twice.
                    coalesce(CASE WHEN pg_column_compression(o.document) IS NULL THEN pg_column_size(o.document)
-                                 ELSE octet_length(o.document::text) END, 0) AS bytes
+                                 ELSE octet_length(o.document::text) END, 0)::bigint
+                   * CASE o.to_state WHEN 'failed' THEN 2 ELSE 1 END
+                   + coalesce(CASE WHEN pg_column_compression(o.context) IS NULL THEN pg_column_size(o.context)
+                                   ELSE octet_length(o.context::text) END, 0) AS bytes
             FROM taskbell.outbox o
             WHERE o.lane = running.lane AND o.account_id = running.account_id
               AND o.available_at >= coalesce(running.since, '-infinity') AND o.available_at <= now()
               AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
               AND (o.retry_until IS NULL OR o.retry_until > now())
-              AND ($8::boolean OR o.attempt_count = 0 OR running.probing)
+              AND ($8::bigint > 0 OR o.attempt_count = 0 OR running.probing)
             ORDER BY o.available_at, o.id
             LIMIT running.room FOR UPDATE SKIP LOCKED
         ) row
@@ -101,7 +118,7 @@ FROM (
            (SELECT taskbell.recorded()) AS recorded
     FROM (
         SELECT coalesce(sum(rows) >= $1::bigint OR sum(fitting) < sum(rows), false) AS full_up,
-               max(n) FILTER (WHERE fitting > 0) AS n, coalesce(bool_or(rows >= room), false) AS more
+               max(n) FILTER (WHERE fitting > 0) AS n, coalesce(bool_or(rows >= room) OR sum(fitting) < sum(rows), false) AS more
         FROM (
             SELECT n, min(room) AS room, count(*) AS rows, count(*) FILTER (WHERE fits) AS fitting
             FROM due GROUP BY n

@@ -176,9 +176,10 @@ impl NativeOutbox {
         let room = ask.room;
         let (lanes, counts): (Vec<&str>, Vec<i64>) =
             room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
-        let (rows, per_lane, bytes) = (count(room.rows), count(room.per_lane), count(room.bytes));
+        let (rows, per_lane, retries) = (count(room.rows), count(room.per_lane), count(room.retries));
+        let (bytes, bytes_per_lane) = (count(room.bytes), count(room.bytes_per_lane));
         let (lease, horizon) = (self.lease.as_secs_f64(), self.horizon.as_secs_f64());
-        let common: [&(dyn ToSql + Sync); 10] = [
+        let common: [&(dyn ToSql + Sync); 11] = [
             &rows,
             &per_lane,
             &lanes,
@@ -186,9 +187,10 @@ impl NativeOutbox {
             &ask.token,
             &lease,
             &horizon,
-            &room.retries,
+            &retries,
             &at_most,
             &bytes,
+            &bytes_per_lane,
         ];
         let parameters = [&common[..], places].concat();
         let mut rows = pin!(ask.client.query_raw(&ask.claim, parameters).await?);
