@@ -208,8 +208,10 @@ BEGIN
                    'PERFORM pg_catalog.pg_notify(''taskbell'', coalesce(taskbell.bell_of(lane, %s), ''change'')); END IF;', account)
         END, terminal, coalesce('new.' || quote_ident(progress_column), 'NULL') || '::pg_catalog.jsonb',
         format(unchanged, state_column, 'text')
-        || (SELECT coalesce(string_agg(' AND ' || format(unchanged, c, 'jsonb'), ''), '')
-            FROM unnest(ARRAY[result_column, error_column]) AS c WHERE c IS NOT NULL),
+        || (SELECT coalesce(string_agg(' AND ' || format(unchanged, c, CASE WHEN a.atttypid IN ('json'::regtype, 'jsonb'::regtype)
+                                                                           THEN 'jsonb' ELSE 'text' END), ''), '')
+            FROM unnest(ARRAY[result_column, error_column]) AS c
+            JOIN pg_attribute a ON a.attrelid = task_table AND a.attname = c),
         format(unchanged, state_column, 'text'));
     EXECUTE format('REVOKE EXECUTE ON FUNCTION taskbell.record_%s() FROM PUBLIC', watched.watch_id);
     recorder := format('taskbell.record_%s', watched.watch_id)::regproc;

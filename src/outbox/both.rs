@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{
-    Claim, Claimed, Look, NativeOutbox, Outbox, OutboxError, Room, SealedOutbox, SettledRows, Settlement,
+    Claimed, Held, Look, NativeOutbox, Outbox, OutboxError, Room, SealedOutbox, SettledRows, Settlement,
     Source,
 };
 
@@ -98,11 +98,15 @@ impl Outbox for Outboxes {
 
 /// The room that is left after a claim.
 fn rest(room: &Room, claimed: &Claimed) -> Room {
-    let mut lanes: HashMap<_, usize> = room.in_flight.iter().cloned().collect();
+    let mut lanes: HashMap<_, Held> = room.in_flight.iter().cloned().collect();
+    let mut bytes = room.bytes;
     for claim in &claimed.claims {
-        *lanes.entry(claim.lane.clone()).or_default() += 1;
+        let weight = claim.body_bytes().min(room.bytes_per_lane);
+        let held = lanes.entry(claim.lane.clone()).or_default();
+        held.rows += 1;
+        held.bytes += weight;
+        bytes = bytes.saturating_sub(weight);
     }
-    let bytes = room.bytes.saturating_sub(claimed.claims.iter().map(Claim::body_bytes).sum());
     Room {
         rows: if bytes == 0 { 0 } else { room.rows.saturating_sub(claimed.claims.len()) },
         per_lane: room.per_lane,

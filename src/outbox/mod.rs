@@ -120,12 +120,41 @@ pub struct Room {
     pub bytes: usize,
     /// The same for one lane. A larger row counts as so much.
     pub bytes_per_lane: usize,
-    /// Lanes with attempts in flight, and how many; `per_lane` of them where the bytes are used up.
-    pub in_flight: Vec<(Lane, usize)>,
+    /// Lanes with attempts in flight.
+    pub in_flight: Vec<(Lane, Held)>,
     /// Rows that failed before: some slots are kept for first attempts.
     pub retries: usize,
     /// Where to look.
     pub look: Look,
+}
+
+/// What one lane has in flight.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Attempts.
+    pub rows: usize,
+    /// Bytes of their bodies, as far as they count.
+    pub bytes: usize,
+}
+
+impl Room {
+    /// Whether a lane with so much in flight takes no more.
+    #[must_use]
+    pub fn is_full(&self, held: Held) -> bool {
+        held.rows >= self.per_lane || held.bytes >= self.bytes_per_lane
+    }
+
+    /// The lanes in flight as a statement takes them: full ones have all the rows there may be.
+    fn busy(&self) -> (Vec<&str>, Vec<i64>, Vec<i64>) {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let (mut lanes, mut rows, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
+        for (lane, held) in &self.in_flight {
+            lanes.push(lane.0.as_str());
+            rows.push(count(if self.is_full(*held) { held.rows.max(self.per_lane) } else { held.rows }));
+            bytes.push(count(held.bytes));
+        }
+        (lanes, rows, bytes)
+    }
 }
 
 /// Where a claim looks for due rows.

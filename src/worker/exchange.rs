@@ -12,7 +12,7 @@ use super::attempt::{Settled, World, Writing};
 use super::sleep::{Asked, CALM, Phase};
 use super::{OUTAGE_PAUSE, Worker, chain};
 use crate::metrics as names;
-use crate::outbox::{Claim, Claimed, Look, Outbox, OutboxError, Room, SettledRows, Settlement, Verdict};
+use crate::outbox::{Claimed, Look, Outbox, OutboxError, Room, SettledRows, Settlement, Verdict};
 
 /// What is under way, and how the last ones went.
 pub(super) struct Exchange {
@@ -155,14 +155,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             per_lane: self.settings.per_lane,
             bytes,
             bytes_per_lane: self.lane_share(),
-            in_flight: self
-                .in_flight
-                .iter()
-                .map(|(lane, held)| {
-                    let full = self.fills_its_lane(*held);
-                    (lane.clone(), if full { self.settings.per_lane.max(held.rows) } else { held.rows })
-                })
-                .collect(),
+            in_flight: self.in_flight.iter().map(|(lane, held)| (lane.clone(), *held)).collect(),
             retries: self.retries_left(),
             look,
         }
@@ -199,7 +192,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 let fault = claimed.fault.take();
                 let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
                 self.exchange.brought = claimed.claims.len().max(claimed.transitions.len());
-                let bytes: usize = claimed.claims.iter().map(Claim::body_bytes).sum();
+                let bytes: usize = claimed.claims.iter().map(|claim| self.weight(claim)).sum();
                 if let Some(body) = bytes.checked_div(claimed.claims.len()) {
                     self.exchange.body = body;
                 }

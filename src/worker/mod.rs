@@ -27,7 +27,7 @@ use tracing::Instrument;
 
 use crate::listener::{Doorbell, Heard, Wakes};
 use crate::metrics::{self as names, TaskTypes};
-use crate::outbox::{Claim, Claimed, Lane, Outbox, Transition, Verdict};
+use crate::outbox::{Claim, Claimed, Held, Lane, Outbox, Transition, Verdict};
 use crate::webhook::{FailureReason, Sender, Signer};
 
 use attempt::{Means, Settled, Ticket, attempt, unsent};
@@ -63,13 +63,6 @@ pub struct WorkerSettings {
     pub retry: RetryPolicy,
     /// The task types that metrics may name.
     pub task_types: TaskTypes,
-}
-
-/// What one lane has in flight.
-#[derive(Debug, Default, Clone, Copy)]
-struct Held {
-    rows: usize,
-    bytes: usize,
 }
 
 /// Delivers what one outbox owes.
@@ -237,7 +230,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// How many rows that failed before may be claimed: a quarter of the slots is for the others.
     fn retries_left(&self) -> usize {
         let retries = self.started.values().filter(|(_, claim)| claim.attempt > 1).count();
-        (self.settings.concurrency * 3).div_ceil(4).saturating_sub(retries)
+        (self.settings.concurrency * 3 / 4).max(1).saturating_sub(retries)
     }
 
     /// Observes and starts what was claimed.

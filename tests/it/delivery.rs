@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use taskbell::outbox::{Look, NativeOutbox, Outbox, Room, Settlement, Verdict};
+use taskbell::outbox::{Held, Look, NativeOutbox, Outbox, Room, Settlement, Verdict};
 use taskbell::webhook::FailureReason;
 use taskbell::worker::RetryPolicy;
 
@@ -283,7 +283,7 @@ async fn one_lane_gets_only_the_slots_it_has() {
             per_lane: 2,
             bytes: usize::MAX,
             bytes_per_lane: usize::MAX,
-            in_flight: vec![(busy, 2)],
+            in_flight: vec![(busy, Held { rows: 2, bytes: 0 })],
             retries: usize::MAX,
             look: Look::Whole,
         })

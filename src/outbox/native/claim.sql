@@ -7,32 +7,34 @@
 --
 -- $1 rows, $2 rows per lane, $3 lanes in flight, $4 how many there, $5 lease token,
 -- $6 lease seconds, $7 horizon seconds, $8 rows at most that failed before,
--- $9 places at most to visit, $10 bytes of documents, $11 bytes at most for one lane
+-- $9 places at most to visit, $10 bytes of documents, $11 bytes at most for one lane,
+-- $12 how many of those each of the lanes in flight has
 ), open AS (
     -- What may take rows now: its circuit lets some through, and its lane has room.
     SELECT w.lane, w.account_id, w.since, w.n, probe.lane IS NOT NULL AS probing,
            least(CASE WHEN probe.lane IS NOT NULL THEN 1 ELSE c.recovered + 1 - there.n END, lane_room) AS room, lane_room,
-           count(*) OVER (PARTITION BY w.lane) AS accounts
+           $11::bigint - coalesce(busy.bytes, 0) AS lane_bytes, count(*) OVER (PARTITION BY w.lane) AS accounts
     FROM walk w
-    LEFT JOIN unnest($3::text[], $4::bigint[]) AS busy(lane, n) USING (lane)
+    LEFT JOIN unnest($3::text[], $4::bigint[], $12::bigint[]) AS busy(lane, n, bytes) USING (lane)
     LEFT JOIN taskbell.circuit c USING (lane, account_id)
     LEFT JOIN probe USING (lane, account_id)
     CROSS JOIN LATERAL (SELECT $2::bigint - coalesce(busy.n, 0) AS lane_room) lane
-    -- What a place that recovers has in flight stands before its other rows.
-    LEFT JOIN LATERAL (
+    -- What a place that recovers has in flight stands, as a rule, before its other rows. Nothing is read of others.
+    CROSS JOIN LATERAL (
         SELECT count(*) FILTER (WHERE first.lease_expires_at > now()) AS n
         FROM (
             SELECT o.lease_expires_at FROM taskbell.outbox o
-            WHERE o.lane = w.lane AND o.account_id = w.account_id AND o.available_at IS NOT NULL
-            ORDER BY o.available_at, o.id LIMIT c.recovered + 1
+            WHERE c.recovered IS NOT NULL
+              AND o.lane = w.lane AND o.account_id = w.account_id AND o.available_at IS NOT NULL
+            ORDER BY o.available_at, o.id LIMIT coalesce(c.recovered + 1, 0)
         ) first
-    ) there ON c.recovered IS NOT NULL
+    ) there
     WHERE lane_room > 0 AND (c.closed_until IS NULL OR probe.lane IS NOT NULL)
-      AND (there.n IS NULL OR there.n <= c.recovered)
+      AND there.n <= coalesce(c.recovered, 0)
 ), running AS (
     -- Several accounts share a destination and its limit: its seats are drawn by lot among those that
     -- have something due. Reading a row of each costs less than locking what then finds no seat.
-    SELECT lane, account_id, since, n, probing,
+    SELECT lane, account_id, since, n, probing, lane_bytes, seat,
            least(room, lane_room / count(*) OVER same + (seat <= lane_room % count(*) OVER same)::integer) AS room
     FROM (
         SELECT open.*, row_number() OVER (PARTITION BY lane ORDER BY random()) AS seat
@@ -49,34 +51,42 @@
     WHERE seat <= lane_room
     WINDOW same AS (PARTITION BY lane)
 ), due AS (
-    -- One row is taken whatever its size; one that is larger than a lane's share counts as that.
-    SELECT taken.*,
-           sum(least(bytes, $11::bigint)) OVER (ORDER BY n, available_at, id) - least(bytes, $11::bigint) < $10::bigint
-           AND sum(least(bytes, $11::bigint)) OVER (PARTITION BY lane ORDER BY n, available_at, id)
-               - least(bytes, $11::bigint) < $11::bigint
-           AND (NOT again OR count(*) FILTER (WHERE again) OVER (ORDER BY n, available_at, id) <= $8::bigint) AS fits
+    -- Of those without a place elsewhere one is taken whatever its size: what is larger than a lane's share
+    -- counts as that. Of a lane's accounts each gives its first before one gives its second.
+    SELECT fitted.*,
+           lane_fits
+           AND sum(weight) FILTER (WHERE lane_fits) OVER (ORDER BY nth, n) - weight < $10::bigint
+           AND (NOT again OR count(*) FILTER (WHERE again AND lane_fits) OVER (ORDER BY lot) <= $8::bigint) AS fits
     FROM (
-        SELECT row.*, running.n, running.room, running.probing
-        FROM (SELECT * FROM running ORDER BY n) running
-        CROSS JOIN LATERAL (
-            SELECT o.id, o.ctid, o.lane, o.observed, o.available_at, o.attempt_count > 0 AND NOT running.probing AS again,
-                   -- Only what is compressed must be read to learn its size. An error stands in the body twice.
-                   coalesce(CASE WHEN pg_column_compression(o.document) IS NULL THEN pg_column_size(o.document)
-                                 ELSE octet_length(o.document::text) END, 0)::bigint
-                   * CASE o.to_state WHEN 'failed' THEN 2 ELSE 1 END
-                   + coalesce(CASE WHEN pg_column_compression(o.context) IS NULL THEN pg_column_size(o.context)
-                                   ELSE octet_length(o.context::text) END, 0) AS bytes
-            FROM taskbell.outbox o
-            WHERE o.lane = running.lane AND o.account_id = running.account_id
-              AND o.available_at >= coalesce(running.since, '-infinity') AND o.available_at <= now()
-              AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
-              AND (o.retry_until IS NULL OR o.retry_until > now())
-              AND ($8::bigint > 0 OR o.attempt_count = 0 OR running.probing)
-            ORDER BY o.available_at, o.id
-            LIMIT running.room FOR UPDATE SKIP LOCKED
-        ) row
-        LIMIT $1::bigint
-    ) taken
+        SELECT ranked.*, sum(weight) OVER (PARTITION BY lane ORDER BY nth, seat) - weight < lane_bytes AS lane_fits
+        FROM (
+            SELECT taken.*, least(bytes, $11::bigint) AS weight, random() AS lot,
+                   row_number() OVER (PARTITION BY n ORDER BY available_at, id) AS nth
+            FROM (
+                SELECT row.*, running.n, running.room, running.probing, running.seat, running.lane_bytes
+                FROM (SELECT * FROM running ORDER BY n) running
+                CROSS JOIN LATERAL (
+                    SELECT o.id, o.ctid, o.lane, o.observed, o.available_at,
+                           o.attempt_count > 0 AND NOT running.probing AS again,
+                           -- Only what is compressed must be read to learn its size. An error stands in the body twice.
+                           coalesce(CASE WHEN pg_column_compression(o.document) IS NULL THEN pg_column_size(o.document)
+                                         ELSE octet_length(o.document::text) END, 0)::bigint
+                           * CASE o.to_state WHEN 'failed' THEN 2 ELSE 1 END
+                           + coalesce(CASE WHEN pg_column_compression(o.context) IS NULL THEN pg_column_size(o.context)
+                                           ELSE octet_length(o.context::text) END, 0) AS bytes
+                    FROM taskbell.outbox o
+                    WHERE o.lane = running.lane AND o.account_id = running.account_id
+                      AND o.available_at >= coalesce(running.since, '-infinity') AND o.available_at <= now()
+                      AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
+                      AND (o.retry_until IS NULL OR o.retry_until > now())
+                      AND ($8::bigint > 0 OR o.attempt_count = 0 OR running.probing)
+                    ORDER BY o.available_at, o.id
+                    LIMIT running.room FOR UPDATE SKIP LOCKED
+                ) row
+                LIMIT $1::bigint
+            ) taken
+        ) ranked
+    ) fitted
 ), claimed AS (
     UPDATE taskbell.outbox o
     SET state = 'in_flight', lease_token = $5, observed = true, attempt_count = o.attempt_count + 1,

@@ -174,12 +174,11 @@ impl NativeOutbox {
         places: &[&(dyn ToSql + Sync)],
     ) -> Result<Brought, tokio_postgres::Error> {
         let room = ask.room;
-        let (lanes, counts): (Vec<&str>, Vec<i64>) =
-            room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
+        let (lanes, counts, held) = room.busy();
         let (rows, per_lane, retries) = (count(room.rows), count(room.per_lane), count(room.retries));
         let (bytes, bytes_per_lane) = (count(room.bytes), count(room.bytes_per_lane));
         let (lease, horizon) = (self.lease.as_secs_f64(), self.horizon.as_secs_f64());
-        let common: [&(dyn ToSql + Sync); 11] = [
+        let common: [&(dyn ToSql + Sync); 12] = [
             &rows,
             &per_lane,
             &lanes,
@@ -191,6 +190,7 @@ impl NativeOutbox {
             &at_most,
             &bytes,
             &bytes_per_lane,
+            &held,
         ];
         let parameters = [&common[..], places].concat();
         let mut rows = pin!(ask.client.query_raw(&ask.claim, parameters).await?);

@@ -1,9 +1,9 @@
 -- Everywhere: a walk over the index visits one destination and account after the other.
--- $12 and $13 lane and account after which it starts (null: at the first)
+-- $13 and $14 lane and account after which it starts (null: at the first)
 WITH RECURSIVE walk AS (
     (SELECT o.lane, o.account_id, NULL::timestamptz AS since, 1::bigint AS n FROM taskbell.outbox o
      WHERE o.lane IS NOT NULL AND o.available_at IS NOT NULL
-       AND (o.lane, o.account_id) > (coalesce($12::text, ''), coalesce($13::text, ''))
+       AND (o.lane, o.account_id) > (coalesce($13::text, ''), coalesce($14::text, ''))
      ORDER BY o.lane, o.account_id LIMIT 1)
     UNION ALL
     SELECT next.lane, next.account_id, NULL::timestamptz, w.n + 1

@@ -1,13 +1,13 @@
 -- Takes due rows of the SDK's outbox under a lease: the SDK's own predicate and columns, for
 -- several rows at a time, passing over lanes that are full.
 -- $1 rows, $2 rows per lane, $3 lanes in flight, $4 how many there, $5 lease token, $6 lease seconds,
--- $7 bytes of envelopes
+-- $7 bytes of envelopes, $8 bytes at most for one lane, $9 how many of those each of the lanes in flight has
 WITH busy AS (
-    SELECT lane, n FROM unnest($3::text[], $4::bigint[]) AS b(lane, n)
+    SELECT lane, n, bytes FROM unnest($3::text[], $4::bigint[], $9::bigint[]) AS b(lane, n, bytes)
 ), candidate AS (
-    SELECT o.id, o.lane, o.bytes, row_number() OVER (PARTITION BY o.lane ORDER BY o.available_at, o.id) AS place
+    SELECT o.id, o.lane, o.weight, row_number() OVER (PARTITION BY o.lane ORDER BY o.available_at, o.id) AS place
     FROM (
-        SELECT t.id, t.available_at, l.lane, octet_length(t.encrypted_body)::bigint AS bytes
+        SELECT t.id, t.available_at, l.lane, least(octet_length(t.encrypted_body), $8::bigint) AS weight
         FROM adcp_task_webhook_outbox t
         CROSS JOIN LATERAL (SELECT coalesce(taskbell.lane_of(t.url), 'none') AS lane) l
         WHERE (t.retry_until IS NULL OR t.retry_until > now())
@@ -20,11 +20,15 @@ WITH busy AS (
 ), due AS (
     SELECT t.id FROM adcp_task_webhook_outbox t
     WHERE t.id IN (
-        -- One is taken whatever its size.
+        -- One is taken whatever its size: what is larger than a lane's share counts as that.
         SELECT id FROM (
-            SELECT c.id, sum(bytes) OVER (ORDER BY c.id) - bytes < $7::bigint AS fits
-            FROM candidate c LEFT JOIN busy USING (lane)
-            WHERE c.place <= $2::bigint - coalesce(busy.n, 0)
+            SELECT id, lane_fits AND sum(weight) FILTER (WHERE lane_fits) OVER (ORDER BY id) - weight < $7::bigint AS fits
+            FROM (
+                SELECT c.id, c.weight, sum(c.weight) OVER (PARTITION BY lane ORDER BY c.id) - c.weight
+                                       < $8::bigint - coalesce(busy.bytes, 0) AS lane_fits
+                FROM candidate c LEFT JOIN busy USING (lane)
+                WHERE c.place <= $2::bigint - coalesce(busy.n, 0)
+            ) c
         ) c
         WHERE fits ORDER BY id LIMIT $1::bigint
     )

@@ -96,11 +96,12 @@ impl Outbox for SealedOutbox {
         }
         let client = Loan::of(&self.pool).await?;
         let (token, until) = (Uuid::new_v4(), Instant::now() + self.lease);
-        let (lanes, counts): (Vec<&str>, Vec<i64>) =
-            room.in_flight.iter().map(|(lane, n)| (lane.0.as_str(), count(*n))).unzip();
+        let (lanes, counts, held) = room.busy();
+        let bytes_per_lane = count(room.bytes_per_lane);
         let (rows, per_lane, bytes) = (count(room.rows), count(room.per_lane), count(room.bytes));
         let (text, lease) = (token.simple().to_string(), self.lease.as_secs_f64());
-        let parameters: [&(dyn ToSql + Sync); 7] = [&rows, &per_lane, &lanes, &counts, &text, &lease, &bytes];
+        let parameters: [&(dyn ToSql + Sync); 9] =
+            [&rows, &per_lane, &lanes, &counts, &text, &lease, &bytes, &bytes_per_lane, &held];
         let (expired, rows) = patiently(self.patience, async {
             let (expire, claim) = tokio::try_join!(
                 client.prepare_cached(&self.sql.expire),
