@@ -101,7 +101,7 @@ fn rest(room: &Room, claimed: &Claimed) -> Room {
     let mut lanes: HashMap<_, Held> = room.in_flight.iter().cloned().collect();
     let mut bytes = room.bytes;
     for claim in &claimed.claims {
-        let weight = claim.body_bytes().min(room.bytes_per_lane);
+        let weight = claim.weight(room.bytes_per_lane);
         let held = lanes.entry(claim.lane.clone()).or_default();
         held.rows += 1;
         held.bytes += weight;

@@ -137,20 +137,22 @@ pub struct Held {
     pub bytes: usize,
 }
 
-impl Room {
+impl Held {
     /// Whether a lane with so much in flight takes no more.
     #[must_use]
-    pub fn is_full(&self, held: Held) -> bool {
-        held.rows >= self.per_lane || held.bytes >= self.bytes_per_lane
+    pub fn fills(self, per_lane: usize, bytes_per_lane: usize) -> bool {
+        self.rows >= per_lane || self.bytes >= bytes_per_lane
     }
+}
 
+impl Room {
     /// The lanes in flight as a statement takes them: full ones have all the rows there may be.
     fn busy(&self) -> (Vec<&str>, Vec<i64>, Vec<i64>) {
-        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let (mut lanes, mut rows, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
         for (lane, held) in &self.in_flight {
             lanes.push(lane.0.as_str());
-            rows.push(count(if self.is_full(*held) { held.rows.max(self.per_lane) } else { held.rows }));
+            let full = held.fills(self.per_lane, self.bytes_per_lane);
+            rows.push(count(if full { held.rows.max(self.per_lane) } else { held.rows }));
             bytes.push(count(held.bytes));
         }
         (lanes, rows, bytes)
@@ -242,6 +244,12 @@ impl Claim {
     #[must_use]
     pub fn body_bytes(&self) -> usize {
         self.prepared.as_ref().map_or(0, |prepared| prepared.body.len())
+    }
+
+    /// What its body counts for, where a lane may have so many bytes.
+    #[must_use]
+    pub fn weight(&self, bytes_per_lane: usize) -> usize {
+        self.body_bytes().min(bytes_per_lane)
     }
 }
 
@@ -365,6 +373,10 @@ impl OutboxError {
             }),
         }
     }
+}
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 /// Wakes whoever sleeps (the payload is the listener's `HELP`); rung from a connection of our own, never in

@@ -192,7 +192,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 let fault = claimed.fault.take();
                 let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
                 self.exchange.brought = claimed.claims.len().max(claimed.transitions.len());
-                let bytes: usize = claimed.claims.iter().map(|claim| self.weight(claim)).sum();
+                let bytes: usize = claimed.claims.iter().map(|claim| claim.weight(self.lane_share())).sum();
                 if let Some(body) = bytes.checked_div(claimed.claims.len()) {
                     self.exchange.body = body;
                 }
@@ -222,7 +222,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         if self.exchange.more {
             // Others who look would be no relief for a database that is busy.
-            if self.look_at() == self.next_look {
+            if !self.is_resting() {
                 self.call_for_help();
             }
             if found && self.free_slots() < self.enough() {

@@ -209,22 +209,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
     fn is_full(&self) -> bool {
         self.attempts.len() >= self.settings.concurrency
             || self.payload >= self.settings.payload
-            || self.in_flight.values().any(|held| self.fills_its_lane(*held))
+            || self.in_flight.values().any(|held| held.fills(self.settings.per_lane, self.lane_share()))
             || self.retries_left() == 0
-    }
-
-    fn fills_its_lane(&self, held: Held) -> bool {
-        held.rows >= self.settings.per_lane || held.bytes >= self.lane_share()
     }
 
     /// Bytes that one lane may have in flight.
     fn lane_share(&self) -> usize {
         (self.settings.payload / LANES_IN_FULL).max(1)
-    }
-
-    /// What a body counts for.
-    fn weight(&self, claim: &Claim) -> usize {
-        claim.body_bytes().min(self.lane_share())
     }
 
     /// How many rows that failed before may be claimed: a quarter of the slots is for the others.
@@ -261,7 +252,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     let handle = self
                         .attempts
                         .spawn(async move { attempt(&means, &prepared, ticket).await }.instrument(span));
-                    let weight = self.weight(&claim);
+                    let weight = claim.weight(self.lane_share());
                     let held = self.in_flight.entry(claim.lane.clone()).or_default();
                     held.rows += 1;
                     held.bytes += weight;
@@ -294,7 +285,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Err(error) => error.id(),
         };
         let Some((lane, claim)) = self.started.remove(&id) else { return };
-        let weight = self.weight(&claim);
+        let weight = claim.weight(self.lane_share());
         self.payload -= weight;
         if let Some(held) = self.in_flight.get_mut(&lane) {
             held.rows -= 1;

@@ -69,10 +69,15 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if self.phase == Phase::Awake { self.next_look.max(self.rests_until) } else { self.next_look }
     }
 
+    /// Whether sellers go first at the moment.
+    pub(super) fn is_resting(&self) -> bool {
+        self.phase == Phase::Awake && Instant::now() < self.rests_until
+    }
+
     /// What to look at now, if anything.
     pub(super) fn wanted_look(&mut self) -> Option<Look> {
         let now = Instant::now();
-        if self.phase == Phase::Awake && now < self.rests_until {
+        if self.is_resting() {
             return None;
         }
         // While we are awake only every now and then at everything.

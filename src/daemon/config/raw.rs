@@ -90,7 +90,6 @@ impl Raw {
         let probe = check.time("worker.probe", &self.worker.probe, SECOND..=HOUR);
         let concurrency = check.count("worker.concurrency", self.worker.concurrency, 1..=100_000);
         let per_lane = check.count("worker.per_lane", self.worker.per_lane, 1..=100_000);
-
         let payload_mib = check.count("worker.payload_mib", self.worker.payload_mib, 1..=1024);
 
         let horizon = check.time("retry.horizon", &self.retry.horizon, DAY..=DAY * 7);

@@ -51,8 +51,8 @@
     WHERE seat <= lane_room
     WINDOW same AS (PARTITION BY lane)
 ), due AS (
-    -- Of those without a place elsewhere one is taken whatever its size: what is larger than a lane's share
-    -- counts as that. Of a lane's accounts each gives its first before one gives its second.
+    -- The first is taken whatever its size: what is larger than a lane's share counts as that. Of a lane's accounts
+    -- each gives its first before one gives its second.
     SELECT fitted.*,
            lane_fits
            AND sum(weight) FILTER (WHERE lane_fits) OVER (ORDER BY nth, n) - weight < $10::bigint

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::{
     Claim, Claimed, Columns, Lane, LeaseToken, Loan, Look, Outbox, OutboxError, Room, RowId, SettledRows,
-    Settlement, Transition, Verdict, patiently,
+    Settlement, Transition, Verdict, count, patiently,
 };
 use crate::task::{SealingKeys, UrlSchemes};
 
@@ -414,10 +414,6 @@ fn transition(row: &Row) -> Transition {
         task_created_at: row.get(7),
         previous: row.get::<_, Option<String>>(8).zip(row.get::<_, Option<SystemTime>>(9)),
     }
-}
-
-fn count(n: usize) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 const JOURNAL: &str = include_str!("journal.sql");

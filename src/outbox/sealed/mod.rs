@@ -17,7 +17,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::{Claim, Claimed, Columns, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows};
+use super::{
+    Claim, Claimed, Columns, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows, count,
+};
 use super::{Settlement, Source, Verdict, patiently};
 use crate::task::{SdkKeys, UrlSchemes};
 use crate::webhook::FailureReason;
@@ -228,10 +230,6 @@ fn last_error(verdict: Verdict, status: Option<u16>, reason: Option<FailureReaso
             _ => failed("RuntimeError"),
         },
     }
-}
-
-fn count(n: usize) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 /// The name in the statements, replaced where another one is configured.
