@@ -4,11 +4,11 @@
 //! A task type that is neither AdCP's nor configured is `other`.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
-use crate::outbox::{Source, Transition, Verdict};
+use crate::outbox::{Entered, Source, Transition, Verdict};
 use crate::task::{Status, task_types};
 use crate::webhook::FailureReason;
 
@@ -290,32 +290,38 @@ impl TaskTypes {
 
 /// Observes one state change. Call it once for each.
 pub fn observe_transition(types: &TaskTypes, transition: &Transition) {
-    if transition.to.parse().is_ok_and(|to: Status| !to.is_terminal()) {
+    let Ok(to) = transition.to.parse::<Status>() else { return };
+    if !to.is_terminal() {
         expect(types, &transition.task_type);
+    } else if let (Some(_), Some(created)) = (&transition.from, transition.task_created_at) {
+        histogram!(TASK_DURATION, "task_type" => types.label(&transition.task_type), "outcome" => to.as_str())
+            .record(between(created, transition.at));
     }
+}
+
+/// Observes how long the state was that a change has ended. `entered` is what the journal says of the change before
+/// it. Call it once for each change.
+pub fn observe_state(types: &TaskTypes, transition: &Transition, entered: Option<&Entered>) {
     let Some(from) = &transition.from else { return };
-    let task_type = types.label(&transition.task_type);
-    let since = |then: std::time::SystemTime| transition.at.duration_since(then).unwrap_or(Duration::ZERO);
-    if let Ok(outcome) = transition.to.parse::<Status>()
-        && outcome.is_terminal()
-        && let Some(created) = transition.task_created_at
-    {
-        histogram!(TASK_DURATION, "task_type" => task_type.clone(), "outcome" => outcome.as_str())
-            .record(since(created));
-    }
-    // The state was entered by the transition before this one. Where the journal no longer has
-    // it, a task that was never worked on entered `submitted` when it was created; otherwise
-    // nothing is known, and nothing is observed.
-    let entered = match &transition.previous {
-        Some((state, at)) if state == from => Some(*at),
+    // Where the journal does not have the change before, a task that was never worked on entered
+    // `submitted` when it was created; otherwise nothing is known, and nothing is observed.
+    let entered = match entered {
+        Some(entered) if entered.state == *from => Some(entered.at),
         _ if from == Status::Submitted.as_str() => transition.task_created_at,
         _ => None,
     };
     if let (Ok(left), Some(entered)) = (from.parse::<Status>(), entered)
         && !left.is_terminal()
     {
-        histogram!(TASK_STATE, "task_type" => task_type, "state" => from.clone()).record(since(entered));
+        let task_type = types.label(&transition.task_type);
+        histogram!(TASK_STATE, "task_type" => task_type, "state" => left.as_str())
+            .record(between(entered, transition.at));
     }
+}
+
+/// Zero where clocks disagree.
+fn between(then: SystemTime, now: SystemTime) -> Duration {
+    now.duration_since(then).unwrap_or(Duration::ZERO)
 }
 
 /// Observes the end of an attempt.

@@ -121,16 +121,8 @@ pub async fn backlog() -> Table {
 }
 
 async fn outbox_claim(outbox: &taskbell::outbox::NativeOutbox) -> usize {
-    use taskbell::outbox::{Look, Outbox, Room};
-    let room = Room {
-        rows: 64,
-        per_lane: 8,
-        bytes: usize::MAX,
-        bytes_per_lane: usize::MAX,
-        in_flight: Vec::new(),
-        retries: usize::MAX,
-        look: Look::Whole,
-    };
+    use taskbell::outbox::{Outbox, Room};
+    let room = Room::of(64, 8);
     let claims = outbox.claim(&room).await.unwrap().claims.len();
     assert!(claims > 0, "a claim finds rows while some are due");
     claims

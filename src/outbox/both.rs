@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{
-    Claimed, Held, Look, NativeOutbox, Outbox, OutboxError, Room, SealedOutbox, SettledRows, Settlement,
-    Source,
+    Claimed, Entered, Held, Look, NativeOutbox, Outbox, OutboxError, Room, SealedOutbox, SettledRows,
+    Settlement, Source, Transition,
 };
 
 /// The native outbox and, where one is configured, the sealed one.
@@ -77,6 +77,10 @@ impl Outbox for Outboxes {
             }
         }
         Ok(settled)
+    }
+
+    async fn before(&self, changes: &[Transition]) -> Result<Vec<Option<Entered>>, OutboxError> {
+        self.native.before(changes).await
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {

@@ -48,6 +48,13 @@ pub trait Outbox: Send + Sync + 'static {
         settlements: &[Settlement],
     ) -> impl Future<Output = Result<SettledRows, OutboxError>> + Send;
 
+    /// What came before each of these changes: the state that the task was in, and since when; `None` where
+    /// that is not in the journal.
+    fn before(
+        &self,
+        changes: &[Transition],
+    ) -> impl Future<Output = Result<Vec<Option<Entered>>, OutboxError>> + Send;
+
     /// How long until the next row is due; zero when one is due now, `None` when none waits.
     fn next_due(&self) -> impl Future<Output = Result<Option<Duration>, OutboxError>> + Send;
 
@@ -146,6 +153,26 @@ impl Held {
 }
 
 impl Room {
+    /// Room for so many rows, so many of them to one lane, without another limit, wherever they stand.
+    #[must_use]
+    pub fn of(rows: usize, per_lane: usize) -> Self {
+        Self {
+            rows,
+            per_lane,
+            bytes: usize::MAX,
+            bytes_per_lane: usize::MAX,
+            in_flight: Vec::new(),
+            retries: usize::MAX,
+            look: Look::Whole,
+        }
+    }
+
+    /// Whether a lane takes no more.
+    fn is_full(&self, lane: &str) -> bool {
+        let held = self.in_flight.iter().find(|(busy, _)| busy.0 == lane);
+        held.is_some_and(|(_, held)| held.fills(self.per_lane, self.bytes_per_lane))
+    }
+
     /// The lanes in flight as a statement takes them: full ones have all the rows there may be.
     fn busy(&self) -> (Vec<&str>, Vec<i64>, Vec<i64>) {
         let (mut lanes, mut rows, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
@@ -193,6 +220,8 @@ pub struct Claimed {
 /// One state change of one task, to be observed once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transition {
+    /// Its number: later changes of a task have higher ones.
+    pub id: i64,
     /// The task, within its table.
     pub task: (i16, String),
     /// Its type as stored; not yet bounded to the labels that metrics may carry.
@@ -205,8 +234,15 @@ pub struct Transition {
     pub at: SystemTime,
     /// When the task was created, by its writer's clock.
     pub task_created_at: Option<SystemTime>,
-    /// The transition before it, if the journal has it: the state entered, and when.
-    pub previous: Option<(String, SystemTime)>,
+}
+
+/// That a task entered a state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entered {
+    /// The state.
+    pub state: String,
+    /// When, by the database's clock.
+    pub at: SystemTime,
 }
 
 /// A row under our lease.

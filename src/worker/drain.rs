@@ -17,9 +17,14 @@ impl<O: Outbox, W: World> Worker<O, W> {
     pub(super) async fn drain(mut self) {
         // Nobody is silent for our sake any more, and whoever sleeps takes over.
         let leaving = self.leave();
+        self.exchange.stop_asking();
         self.settle_the_rest().await;
         // If the database does not answer, the others find by themselves that we are gone.
-        let _ = timeout(STOP_PATIENCE, leaving).await;
+        let _ = timeout(STOP_PATIENCE, async {
+            self.look_back_once_more().await;
+            leaving.await
+        })
+        .await;
     }
 
     async fn settle_the_rest(&mut self) {

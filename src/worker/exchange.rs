@@ -1,5 +1,5 @@
 //! The exchanges with the database, at most one of each kind under way: a claim fills free slots, a
-//! settle writes what has ended, and who is asleep asks how things stand. Each is a task of its own, on a
+//! settle writes what has ended, who is asleep asks how things stand, and the journal is asked what was before. Each is a task of its own, on a
 //! connection of its own, so that the database works on them while attempts are on the wire.
 
 use std::time::Duration;
@@ -12,13 +12,14 @@ use super::attempt::{Settled, World, Writing};
 use super::sleep::{Asked, CALM, Phase};
 use super::{OUTAGE_PAUSE, Worker, chain};
 use crate::metrics as names;
-use crate::outbox::{Claimed, Look, Outbox, OutboxError, Room, SettledRows, Settlement, Verdict};
+use crate::outbox::{Claimed, Entered, Look, Outbox, OutboxError, Room, SettledRows, Settlement, Verdict};
 
 /// What is under way, and how the last ones went.
 pub(super) struct Exchange {
     pub(super) claiming: Option<Underway<Claimed>>,
     pub(super) settling: Option<Underway<SettledRows>>,
     pub(super) asking: Option<Underway<Asked>>,
+    pub(super) looking_back: Option<Underway<Vec<Option<Entered>>>>,
     /// Where the claim that is under way looks.
     look: Look,
     /// What the settle that is under way writes.
@@ -55,6 +56,7 @@ impl Default for Exchange {
             claiming: None,
             settling: None,
             asking: None,
+            looking_back: None,
             look: Look::Whole,
             being_written: Vec::new(),
             settle_after: Instant::now(),
@@ -77,7 +79,18 @@ impl Exchange {
         let claiming = self.claiming.as_ref().map(|claim| claim.since);
         let settling = self.settling.as_ref().map(|settle| settle.since);
         let asking = self.asking.as_ref().map(|question| question.since);
-        [claiming, settling, asking].into_iter().flatten()
+        let looking_back = self.looking_back.as_ref().map(|question| question.since);
+        [claiming, settling, asking, looking_back].into_iter().flatten()
+    }
+
+    /// Gives up what only a worker that goes on wants to know.
+    pub(super) fn stop_asking(&mut self) {
+        if let Some(question) = self.asking.take() {
+            question.task.abort();
+        }
+        if let Some(question) = self.looking_back.take() {
+            question.task.abort();
+        }
     }
 }
 

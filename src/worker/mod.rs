@@ -12,11 +12,12 @@ mod courtesy;
 mod attempt;
 mod judge;
 mod egress;
+mod observe;
 mod drain;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use metrics::histogram;
 use tokio::sync::watch;
@@ -27,13 +28,14 @@ use tracing::Instrument;
 
 use crate::listener::{Doorbell, Heard, Wakes};
 use crate::metrics::{self as names, TaskTypes};
-use crate::outbox::{Claim, Claimed, Held, Lane, Outbox, Transition, Verdict};
+use crate::outbox::{Claim, Claimed, Held, Lane, Outbox, Verdict};
 use crate::webhook::{FailureReason, Sender, Signer};
 
 use attempt::{Means, Settled, Ticket, attempt, unsent};
 use courtesy::Courtesy;
 use egress::Egress;
 use exchange::{Exchange, answered};
+use observe::Left;
 use sleep::{Pace, Phase};
 
 pub use attempt::World;
@@ -85,6 +87,7 @@ pub struct Worker<O, W> {
     /// Until when we look at nothing, for the sellers' sake.
     rests_until: Instant,
     exchange: Exchange,
+    left: Left,
     next_look: Instant,
     /// When we look at everything, however much we know.
     next_whole: Instant,
@@ -131,6 +134,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             courtesy: Courtesy::default(),
             rests_until: Instant::now(),
             exchange: Exchange::default(),
+            left: Left::default(),
             next_look: Instant::now(),
             next_whole: Instant::now(),
             heard: Heard::default(),
@@ -168,8 +172,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
             self.begin_settle();
             self.begin_claim();
             self.begin_asking();
+            self.begin_looking_back();
             let (look, settle) = (self.look_at(), self.settle_at());
             let question = self.next_question.unwrap_or(look);
+            let look_back = self.left.at();
             self.due_back.send_replace(self.exchange.since().min().unwrap_or(look));
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -190,8 +196,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     () = self.asked(answer) => {}
                     () = stop.cancelled() => break,
                 },
+                (_, answer) = answered(&mut self.exchange.looking_back) => self.looked_back(answer),
                 () = sleep_until(look), if self.exchange.claiming.is_none() => {}
                 () = sleep_until(question), if self.exchange.asking.is_none() && self.next_question.is_some() => {}
+                () = sleep_until(look_back.unwrap_or(look)),
+                    if self.exchange.looking_back.is_none() && look_back.is_some() => {}
                 () = sleep_until(settle),
                     if self.exchange.settling.is_none() && !self.finished.is_empty() => {}
             }
@@ -264,18 +273,6 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     self.finished.push(settled);
                 }
             }
-        }
-    }
-
-    /// Observes each transition once. What one of them followed may stand in the same batch.
-    fn observe(&self, transitions: Vec<Transition>) {
-        let mut latest: HashMap<(i16, String), (String, SystemTime)> = HashMap::new();
-        for mut transition in transitions {
-            if let Some(previous) = latest.get(&transition.task) {
-                transition.previous = Some(previous.clone());
-            }
-            names::observe_transition(&self.settings.task_types, &transition);
-            latest.insert(transition.task.clone(), (transition.to, transition.at));
         }
     }
 

@@ -108,7 +108,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
             if asleep && !by_bell && now >= self.alarm.1 {
                 counter!(names::WAKEUPS, "cause" => self.alarm.0).increment(1);
             }
-            if self.brought_much() || (!asleep && self.pace.is_quick(now, self.brought())) {
+            // Whoever is not silent has been counted when he rang.
+            let silent = self.phase == Phase::Awake;
+            if self.brought_much() || (silent && self.pace.is_quick(now, self.brought())) {
                 self.last_busy = now;
                 self.stay_awake();
             }
@@ -271,9 +273,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
 pub(super) const CALM: Duration = Duration::from_millis(50);
 /// So many in so short a time make a quick pace, some 250 a second: at that rate ringing costs sellers
 /// more than our looking does, because each commit that rings keeps the others waiting through its fsync.
-const QUICK: (usize, Duration) = (8, Duration::from_millis(30));
+/// A few that come at once, after a pause, are no pace.
+const QUICK: (usize, Duration) = (16, Duration::from_millis(60));
 /// So many within this time may be all that a slow disk allows.
-const BRISK: Duration = Duration::from_millis(500);
+const BRISK: Duration = Duration::from_secs(1);
 /// Commits that stand in line for the lock under which notifications are queued: then ringing is too dear.
 const MANY_IN_LINE: i64 = 2;
 /// While the bell is silent we are the only ones who look.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use taskbell::outbox::{Held, Look, NativeOutbox, Outbox, Room, Settlement, Verdict};
+use taskbell::outbox::{Entered, Held, NativeOutbox, Outbox, Room, Settlement, Transition, Verdict};
 use taskbell::webhook::FailureReason;
 use taskbell::worker::RetryPolicy;
 
@@ -209,15 +209,7 @@ async fn a_stop_gives_back_what_hangs_without_burning_an_attempt() {
 }
 
 fn room(rows: usize) -> Room {
-    Room {
-        rows,
-        per_lane: 8,
-        bytes: usize::MAX,
-        bytes_per_lane: usize::MAX,
-        in_flight: Vec::new(),
-        retries: usize::MAX,
-        look: Look::Whole,
-    }
+    Room::of(rows, 8)
 }
 
 #[tokio::test]
@@ -261,32 +253,12 @@ async fn one_lane_gets_only_the_slots_it_has() {
         issue(&client, &task, Some(url)).await;
         complete(&client, &task).await;
     }
-    let claimed = outbox
-        .claim(&Room {
-            rows: 10,
-            per_lane: 2,
-            bytes: usize::MAX,
-            bytes_per_lane: usize::MAX,
-            in_flight: Vec::new(),
-            retries: usize::MAX,
-            look: Look::Whole,
-        })
-        .await
-        .unwrap()
-        .claims;
+    let claimed = outbox.claim(&Room::of(10, 2)).await.unwrap().claims;
     let of = |lane: &str| claimed.iter().filter(|claim| claim.lane.0 == lane).count();
     assert_eq!((of("https://busy.example:443"), of("https://calm.example:443")), (2, 2));
     let busy = claimed.iter().find(|claim| claim.lane.0.contains("busy")).unwrap().lane.clone();
     let rest = outbox
-        .claim(&Room {
-            rows: 10,
-            per_lane: 2,
-            bytes: usize::MAX,
-            bytes_per_lane: usize::MAX,
-            in_flight: vec![(busy, Held { rows: 2, bytes: 0 })],
-            retries: usize::MAX,
-            look: Look::Whole,
-        })
+        .claim(&Room { in_flight: vec![(busy, Held { rows: 2, bytes: 0 })], ..Room::of(10, 2) })
         .await
         .unwrap()
         .claims;
@@ -342,22 +314,34 @@ async fn what_cannot_be_rendered_is_a_dead_letter_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
-async fn each_transition_is_handed_out_once_with_the_one_before_it() {
+async fn each_transition_is_handed_out_once_and_the_journal_knows_the_one_before_it() {
     let database = TestDatabase::migrated().await;
     let (client, outbox) = (database.client().await, outbox(&database));
+    let changes = async || outbox.claim(&room(5)).await.unwrap().transitions;
+    issue(&client, "task_b", None).await;
     issue(&client, "task_a", None).await;
-    let first = outbox.claim(&room(5)).await.unwrap().transitions;
+    let first = changes().await;
     assert_eq!((first[0].from.as_deref(), first[0].to.as_str()), (None, "submitted"));
-    client.batch_execute("UPDATE decisioning_tasks SET state = 'working'").await.unwrap();
-    let second = outbox.claim(&room(5)).await.unwrap().transitions;
-    assert_eq!(second[0].previous, Some(("submitted".to_owned(), first[0].at)));
+    client
+        .batch_execute("UPDATE decisioning_tasks SET state = 'working' WHERE task_id = 'task_a'")
+        .await
+        .unwrap();
+    let second = changes().await;
     complete(&client, "task_a").await;
     let (none, some) = (room(0), room(5));
     let (one, other) = tokio::join!(outbox.claim(&none), outbox.claim(&some));
     let third: Vec<_> = one.unwrap().transitions.into_iter().chain(other.unwrap().transitions).collect();
     assert_eq!(third.len(), 1);
-    assert_eq!(third[0].previous, Some(("working".to_owned(), second[0].at)));
     assert_eq!(json!(third[0].to), "completed");
+    // Each in its place, whatever came later: all three are in the journal by now.
+    let asked = [&second[..], &first[..], &third[..]].concat();
+    let entered = |change: &Transition| Some(Entered { state: change.to.clone(), at: change.at });
+    let submitted = first.iter().find(|change| change.task.1 == "task_a").unwrap();
+    assert_eq!(outbox.before(&asked).await.unwrap(), [entered(submitted), None, None, entered(&second[0])]);
+    // Where one of them does not say when its task was created, all days are looked at.
+    let undated =
+        asked.into_iter().map(|change| Transition { task_created_at: None, ..change }).collect::<Vec<_>>();
+    assert_eq!(outbox.before(&undated).await.unwrap()[3], entered(&second[0]));
 }
 
 #[tokio::test]

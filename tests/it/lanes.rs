@@ -1,74 +1,21 @@
 //! Lanes and their circuits: one destination's trouble is nobody else's, and ends gently.
 
-use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use serde_json::json;
-use taskbell::outbox::{CircuitPolicy, Claim, Held, Look, NativeOutbox, Outbox, Room, Settlement, Verdict};
+use taskbell::outbox::{CircuitPolicy, Claim, Held, NativeOutbox, Outbox, Verdict};
 use taskbell::webhook::FailureReason;
 use tokio_postgres::Client;
 
 use super::support::TestDatabase;
 use super::support::daemon::outbox_with;
+use super::support::owed::{claim, fail, hosts, owe, room, settle, succeed};
 
 const POLICY: CircuitPolicy =
     CircuitPolicy { failures: 3, pause: Duration::from_secs(60), max_pause: Duration::from_secs(3600) };
 
 fn outbox(database: &TestDatabase) -> NativeOutbox {
     outbox_with(database, std::sync::Arc::default(), POLICY)
-}
-
-/// Rows owed by an account at a host, without the detour over tasks.
-async fn owe(client: &Client, host: &str, account: &str, rows: i64) {
-    let sql = "
-        WITH task AS (SELECT format('%s.%s.%s', $1::text, $2::text, n) AS id FROM generate_series(1, $3::bigint) n),
-        registered AS (
-            INSERT INTO taskbell.registration (watch_id, task_id, account_id, task_type, url, operation_id, lane)
-            SELECT 1, id, $2, 'create_media_buy', 'https://' || $1 || '/', 'op', 'https://' || $1 || ':443' FROM task)
-        INSERT INTO taskbell.outbox (watch_id, task_id, account_id, task_type, from_state, to_state, lane, idempotency_key, document)
-        SELECT 1, id, $2, 'create_media_buy', 'working', 'completed', 'https://' || $1 || ':443', gen_random_uuid(), '{}' FROM task";
-    client.execute(sql, &[&host, &account, &rows]).await.unwrap();
-}
-
-fn room(rows: usize) -> Room {
-    Room {
-        rows,
-        per_lane: 8,
-        bytes: usize::MAX,
-        bytes_per_lane: usize::MAX,
-        in_flight: Vec::new(),
-        retries: usize::MAX,
-        look: Look::Whole,
-    }
-}
-
-async fn claim(outbox: &NativeOutbox, rows: usize) -> Vec<Claim> {
-    outbox.claim(&room(rows)).await.unwrap().claims
-}
-
-async fn settle(outbox: &NativeOutbox, claims: &[Claim], verdict: Verdict, reason: Option<FailureReason>) {
-    let settlements: Vec<Settlement> = claims
-        .iter()
-        .map(|claim| Settlement { row: claim.row, lease: claim.lease, verdict, reason, attempt: None })
-        .collect();
-    assert!(outbox.settle(&settlements).await.unwrap().lost.is_empty());
-}
-
-async fn fail(outbox: &NativeOutbox, claims: &[Claim]) {
-    let verdict = Verdict::Release { after: Duration::ZERO };
-    settle(outbox, claims, verdict, Some(FailureReason::Timeout)).await;
-}
-
-async fn succeed(outbox: &NativeOutbox, claims: &[Claim]) {
-    settle(outbox, claims, Verdict::Acknowledge, None).await;
-}
-
-fn hosts(claims: &[Claim]) -> HashMap<String, usize> {
-    let mut hosts = HashMap::new();
-    for claim in claims {
-        *hosts.entry(claim.lane.0.replace("https://", "").replace(":443", "")).or_default() += 1;
-    }
-    hosts
 }
 
 /// What `taskbell lanes list` says of one lane: the circuit, its pauses, seconds until it may probe.
@@ -272,151 +219,6 @@ async fn what_probes_because_another_did_is_spread_over_two_seconds() {
     let row = client.query_one(sql, &[]).await.unwrap();
     let (within_a_second, later): (i64, i64) = (row.get(0), row.get(1));
     assert!((20..80).contains(&within_a_second) && later == 0, "{within_a_second} {later}");
-}
-
-#[tokio::test]
-async fn claims_go_round_hundreds_of_lanes() {
-    let database = TestDatabase::migrated().await;
-    let (client, outbox) = (database.client().await, outbox(&database));
-    for n in 0..450 {
-        owe(&client, &format!("h{n:03}.example"), "a", 2).await;
-    }
-    owe(&client, "a-backlog.example", "a", 500).await;
-    let mut served: HashMap<String, usize> = HashMap::new();
-    let mut claims = 0;
-    while served.len() < 451 {
-        let found = claim(&outbox, 64).await;
-        assert!(!found.is_empty());
-        claims += 1;
-        for (host, n) in hosts(&found) {
-            *served.entry(host).or_default() += n;
-        }
-        succeed(&outbox, &found).await;
-    }
-    // 450 lanes of two rows and eight of the backlog's a round: some fifteen claims of 64.
-    assert!(claims <= 20, "{claims}");
-    assert!(served["a-backlog.example"] <= 16, "{}", served["a-backlog.example"]);
-}
-
-#[tokio::test]
-async fn accounts_that_share_a_destination_share_its_seats() {
-    let database = TestDatabase::migrated().await;
-    let (client, outbox) = (database.client().await, outbox(&database));
-    for n in 0..40 {
-        owe(&client, "shared.example", &format!("later{n:02}"), 2).await;
-    }
-    let later = "UPDATE taskbell.outbox SET available_at = now() + interval '1 hour'";
-    client.execute(later, &[]).await.unwrap();
-    for n in 0..40 {
-        owe(&client, "shared.example", &format!("acct{n:02}"), 4).await;
-    }
-    let mut served: HashMap<String, usize> = HashMap::new();
-    for _ in 0..15 {
-        let claims = claim(&outbox, 128).await;
-        let accounts: Vec<&str> = claims.iter().filter_map(|claim| claim.task_id.split('.').nth(2)).collect();
-        assert_eq!(accounts.len(), 8, "what waits for later takes no seat");
-        for account in accounts {
-            *served.entry(account.to_owned()).or_default() += 1;
-        }
-        succeed(&outbox, &claims).await;
-    }
-    assert!(served.len() > 30, "{served:?}");
-    assert!(served.keys().all(|account| account.starts_with("acct")), "{served:?}");
-}
-
-#[tokio::test]
-async fn a_claim_brings_no_more_bytes_than_there_is_room_for_and_the_next_goes_on_elsewhere() {
-    let database = TestDatabase::migrated().await;
-    let (client, outbox) = (database.client().await, outbox(&database));
-    for n in 0..6 {
-        owe(&client, &format!("h{n}.example"), "a", 2).await;
-    }
-    // Of 100 KB, one half of them as text that compresses to next to nothing.
-    let large = "UPDATE taskbell.outbox SET document = jsonb_build_object('padding', CASE id % 2
-                     WHEN 0 THEN repeat('x', 100000)
-                     ELSE (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 3125)) END)";
-    client.execute(large, &[]).await.unwrap();
-    let claim = async |bytes| {
-        let room = Room { bytes, ..room(50) };
-        outbox.claim(&room).await.unwrap().claims
-    };
-    let mut served: HashMap<String, usize> = HashMap::new();
-    for _ in 0..3 {
-        let claims = claim(150_000).await;
-        assert_eq!(claims.len(), 2);
-        served.extend(hosts(&claims));
-    }
-    assert_eq!(served.len(), 6, "{served:?}");
-    assert_eq!(claim(1).await.len(), 1, "one is taken whatever its size");
-    let rest = claim(1_000_000).await.len() + claim(1_000_000).await.len();
-    assert_eq!(rest, 5);
-}
-
-#[tokio::test]
-async fn slots_are_kept_for_rows_that_were_never_tried() {
-    let database = TestDatabase::migrated().await;
-    let (client, outbox) = (database.client().await, outbox(&database));
-    owe(&client, "one.example", "a", 2).await;
-    let verdict = Verdict::Release { after: Duration::ZERO };
-    settle(&outbox, &claim(&outbox, 2).await, verdict, Some(FailureReason::ServerError)).await;
-    owe(&client, "two.example", "a", 2).await;
-    let room = Room { retries: 0, ..room(10) };
-    let claims = outbox.claim(&room).await.unwrap().claims;
-    assert_eq!(hosts(&claims), [("two.example".to_owned(), 2)].into());
-    assert_eq!(hosts(&claim(&outbox, 10).await), [("one.example".to_owned(), 2)].into());
-}
-
-#[tokio::test]
-async fn a_claim_takes_no_more_retries_than_there_is_room_for() {
-    let database = TestDatabase::migrated().await;
-    let (client, outbox) = (database.client().await, outbox(&database));
-    for n in 0..4 {
-        owe(&client, &format!("tried{n}.example"), "a", 2).await;
-    }
-    let verdict = Verdict::Release { after: Duration::ZERO };
-    settle(&outbox, &claim(&outbox, 8).await, verdict, Some(FailureReason::ServerError)).await;
-    owe(&client, "new.example", "a", 2).await;
-    let mut room = room(50);
-    room.retries = 3;
-    let claims = outbox.claim(&room).await.unwrap().claims;
-    assert_eq!(claims.iter().filter(|claim| claim.attempt > 1).count(), 3);
-    assert_eq!(hosts(&claims).get("new.example"), Some(&2));
-}
-
-#[tokio::test]
-async fn one_lane_has_its_share_of_the_bytes() {
-    let database = TestDatabase::migrated().await;
-    let (client, outbox) = (database.client().await, outbox(&database));
-    owe(&client, "large.example", "a", 6).await;
-    owe(&client, "other.example", "a", 6).await;
-    let large = "UPDATE taskbell.outbox SET context = jsonb_build_object('padding', repeat('x', 100000))
-                 WHERE lane LIKE '%large%'";
-    client.execute(large, &[]).await.unwrap();
-    let mut room = room(50);
-    room.bytes_per_lane = 150_000;
-    let claims = outbox.claim(&room).await.unwrap().claims;
-    assert_eq!(hosts(&claims), [("large.example".to_owned(), 2), ("other.example".to_owned(), 6)].into());
-    room.in_flight = vec![(claims[0].lane.clone(), Held { rows: 2, bytes: 100_000 })];
-    assert_eq!(hosts(&outbox.claim(&room).await.unwrap().claims).get("large.example"), Some(&1));
-    room.in_flight.clear();
-    // A body counts for no more than the share: of larger ones as many go as would of those.
-    room.bytes_per_lane = 1000;
-    room.bytes = 1500;
-    assert_eq!(outbox.claim(&room).await.unwrap().claims.len(), 1);
-}
-
-#[tokio::test]
-async fn accounts_share_the_bytes_of_their_lane() {
-    let database = TestDatabase::migrated().await;
-    let (client, outbox) = (database.client().await, outbox(&database));
-    owe(&client, "large.example", "a", 8).await;
-    owe(&client, "large.example", "b", 8).await;
-    let large = "UPDATE taskbell.outbox SET context = jsonb_build_object('padding', repeat('x', 100000))";
-    client.execute(large, &[]).await.unwrap();
-    let room = Room { bytes_per_lane: 150_000, ..room(50) };
-    let claims = outbox.claim(&room).await.unwrap().claims;
-    let accounts: HashSet<&str> = claims.iter().filter_map(|claim| claim.task_id.split('.').nth(2)).collect();
-    assert_eq!((claims.len(), accounts.len()), (2, 2));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use taskbell::outbox::{
-    Attempt, Claim, Look, NativeOptions, NativeOutbox, Outbox, OutboxError, Room, Settlement, Verdict,
+    Attempt, Claim, NativeOptions, NativeOutbox, Outbox, OutboxError, Room, Settlement, Verdict,
 };
 use taskbell::task::UrlSchemes;
 use taskbell::webhook::FailureReason;
@@ -35,15 +35,7 @@ fn outbox(database: &TestDatabase) -> NativeOutbox {
 }
 
 fn room(rows: usize) -> Room {
-    Room {
-        rows,
-        per_lane: 8,
-        bytes: usize::MAX,
-        bytes_per_lane: usize::MAX,
-        in_flight: Vec::new(),
-        retries: usize::MAX,
-        look: Look::Whole,
-    }
+    Room::of(rows, 8)
 }
 
 fn settle(claim: &Claim, verdict: Verdict, attempted: bool) -> Settlement {

@@ -31,6 +31,7 @@ mod reference;
 mod registration;
 mod registry_conformance;
 mod schema;
+mod shares;
 mod keys;
 mod lanes;
 mod leases;

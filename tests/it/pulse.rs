@@ -8,7 +8,7 @@ use taskbell::daemon::database::tls_config;
 use taskbell::daemon::pulse::Pulse;
 use taskbell::listener::{Doorbell, wakes};
 use taskbell::metrics::TaskTypes;
-use taskbell::outbox::{Claimed, Outbox, OutboxError, Room, SettledRows, Settlement};
+use taskbell::outbox::{Claimed, Entered, Outbox, OutboxError, Room, SettledRows, Settlement, Transition};
 use taskbell::webhook::{GuardPolicy, LegacyModes, Sender, SenderOptions, Signer};
 use taskbell::worker::{RetryPolicy, Worker, WorkerSettings, World};
 use tokio::time::sleep;
@@ -38,6 +38,10 @@ impl Outbox for Answers {
 
     async fn settle(&self, _: &[Settlement]) -> Result<SettledRows, OutboxError> {
         unreachable!("nothing was claimed")
+    }
+
+    async fn before(&self, _: &[Transition]) -> Result<Vec<Option<Entered>>, OutboxError> {
+        unreachable!("nothing has changed")
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde_json::{Value, json};
-use taskbell::outbox::{Look, Outbox, Outboxes, Room, SealedOptions, SealedOutbox, Settlement, Verdict};
+use taskbell::outbox::{Outbox, Outboxes, Room, SealedOptions, SealedOutbox, Settlement, Verdict};
 use taskbell::task::{SdkKeys, SigningScope, UrlSchemes};
 use taskbell::webhook::{FailureReason, KeySets, LegacyModes, Outcome, Unsendable};
 use tokio_postgres::Client;
@@ -96,15 +96,7 @@ fn sealed_with(database: &TestDatabase, keys: &[&[u8]]) -> SealedOutbox {
 }
 
 fn room() -> Room {
-    Room {
-        rows: 10,
-        per_lane: 10,
-        bytes: usize::MAX,
-        bytes_per_lane: usize::MAX,
-        in_flight: Vec::new(),
-        retries: usize::MAX,
-        look: Look::Whole,
-    }
+    Room::of(10, 10)
 }
 
 async fn state(client: &Client, id: i64) -> Value {
@@ -294,15 +286,7 @@ async fn neither_table_starves_behind_the_other_and_lanes_count_for_both() {
     let both = Outboxes::new(native, Some(sealed(&database)));
     let mut sources = Vec::new();
     for _ in 0..4 {
-        let room = Room {
-            rows: 4,
-            per_lane: 4,
-            bytes: usize::MAX,
-            bytes_per_lane: usize::MAX,
-            in_flight: Vec::new(),
-            retries: usize::MAX,
-            look: Look::Whole,
-        };
+        let room = Room::of(4, 4);
         let claims = both.claim(&room).await.unwrap().claims;
         assert_eq!(claims.len(), 4, "one destination has four slots, whoever owes");
         sources.push(claims[0].row.source.as_str());

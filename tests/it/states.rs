@@ -1,7 +1,7 @@
 //! Which states ring the buyer: the end of a task always, open ones on request, old ones never.
 
 use serde_json::{Value, json};
-use taskbell::outbox::{Look, Outbox, Room, Settlement, Verdict};
+use taskbell::outbox::{Outbox, Room, Settlement, Verdict};
 use taskbell::webhook::Outcome;
 use tokio_postgres::Client;
 
@@ -28,15 +28,7 @@ async fn states(client: &Client, id: &str) -> Vec<(String, String)> {
 }
 
 fn room() -> Room {
-    Room {
-        rows: 10,
-        per_lane: 10,
-        bytes: usize::MAX,
-        bytes_per_lane: usize::MAX,
-        in_flight: Vec::new(),
-        retries: usize::MAX,
-        look: Look::Whole,
-    }
+    Room::of(10, 10)
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! body rendered.
 //!
 //! The registration is parsed once more as if it had just come: another writer may have put it
-//! there without `register_webhook`. Column numbers are those of `claim.sql`.
+//! there without `register_webhook`. Column numbers are those of `shown.sql`.
 
 use std::sync::Arc;
 
@@ -25,11 +25,11 @@ pub(super) struct Preparer {
 impl Preparer {
     /// The webhook, or what its attempt comes to without sending anything.
     pub(super) fn prepare(&self, row: &Row) -> Result<Prepared, Outcome> {
-        if row.get(29) {
+        if row.get(27) {
             return Err(Outcome::Superseded);
         }
         let registration = self.registration(row)?;
-        let key = IdempotencyKey::of_row(row.get(11));
+        let key = IdempotencyKey::of_row(row.get(9));
         let body = render(row, &registration, &key).map_err(Outcome::Unsendable)?;
         let Registration { url, authentication, signing_scope, .. } = registration;
         Ok(Prepared { url, key, body, authentication, signing_scope })
@@ -37,12 +37,12 @@ impl Preparer {
 
     fn registration(&self, row: &Row) -> Result<Registration, Outcome> {
         let text = |column: usize| row.get::<_, Option<String>>(column);
-        let (Some(url), Some(operation_id)) = (text(18), text(19)) else {
+        let (Some(url), Some(operation_id)) = (text(16), text(17)) else {
             return Err(refuse("push_notification_config", "is no longer stored").into());
         };
-        let scheme = text(21);
+        let scheme = text(19);
         let binding = Binding {
-            account: row.get(24),
+            account: row.get(22),
             task_id: row.get(2),
             task_type: row.get(3),
             url: &url,
@@ -50,7 +50,7 @@ impl Preparer {
             scheme: scheme.as_deref(),
         };
         let secrets = match sealed(row) {
-            None => Secrets { token: text(20).map(Into::into), credentials: text(22).map(Into::into) },
+            None => Secrets { token: text(18).map(Into::into), credentials: text(20).map(Into::into) },
             Some(sealed) => self.sealing.open(&sealed, &binding).map_err(|error| match error {
                 OpenError::NoKey => Outcome::OwnFault(OwnFault::NoSealingKey),
                 OpenError::Refused => Outcome::Unsendable(Unsendable::Sealed),
@@ -61,7 +61,7 @@ impl Preparer {
             operation_id: OperationId::parse(&operation_id)?,
             token: secrets.token,
             authentication: authentication(scheme.as_deref(), secrets.credentials)?,
-            signing_scope: text(28).map(|scope| SigningScope::parse(&scope)).transpose()?,
+            signing_scope: text(26).map(|scope| SigningScope::parse(&scope)).transpose()?,
             states: Vec::new(),
         })
     }
@@ -75,9 +75,9 @@ impl From<RegistrationError> for Outcome {
 }
 
 fn sealed(row: &Row) -> Option<Sealed> {
-    let ciphertext: Vec<u8> = row.get::<_, Option<_>>(25)?;
-    let nonce = row.get::<_, Option<&[u8]>>(26)?.try_into().ok()?;
-    Some(Sealed { key_id: row.get::<_, Option<_>>(27)?, nonce, ciphertext })
+    let ciphertext: Vec<u8> = row.get::<_, Option<_>>(23)?;
+    let nonce = row.get::<_, Option<&[u8]>>(24)?.try_into().ok()?;
+    Some(Sealed { key_id: row.get::<_, Option<_>>(25)?, nonce, ciphertext })
 }
 
 fn authentication(
@@ -93,10 +93,10 @@ fn authentication(
 }
 
 fn render(row: &Row, registration: &Registration, key: &IdempotencyKey) -> Result<bytes::Bytes, Unsendable> {
-    let document = raw("result", row.get(16))?;
-    let context = raw("context", row.get(17))?;
+    let document = raw("result", row.get(14))?;
+    let context = raw("context", row.get(15))?;
     let unknown = |_| Unsendable::Document { member: "status", problem: "is none of AdCP's" };
-    let accepted: bool = row.get(23);
+    let accepted: bool = row.get(21);
     Envelope {
         idempotency_key: key,
         operation_id: &registration.operation_id,

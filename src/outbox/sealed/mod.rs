@@ -18,9 +18,10 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
-    Claim, Claimed, Columns, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows, count,
+    Claim, Claimed, Columns, Entered, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows,
+    count,
 };
-use super::{Settlement, Source, Verdict, patiently};
+use super::{Settlement, Source, Transition, Verdict, patiently};
 use crate::task::{SdkKeys, UrlSchemes};
 use crate::webhook::FailureReason;
 
@@ -168,6 +169,11 @@ impl Outbox for SealedOutbox {
             Err(error) => settled.unwritten(&settlements.iter().collect::<Vec<_>>(), error),
         }
         Ok(settled)
+    }
+
+    async fn before(&self, changes: &[Transition]) -> Result<Vec<Option<Entered>>, OutboxError> {
+        // The SDK's rows say nothing of the states that led to them.
+        Ok(vec![None; changes.len()])
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {

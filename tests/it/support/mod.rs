@@ -10,6 +10,7 @@ pub mod properties;
 #[allow(dead_code, reason = "the chaos test uses more of it")]
 pub mod proxy;
 pub mod receiver;
+pub mod owed;
 mod scratch;
 pub mod scripted;
 pub mod tls;

@@ -1,12 +1,11 @@
 -- Takes due rows under a lease, going round the lanes: `walk` visits one destination and account after
 -- the other, and each gives what it has room for, so that no backlog of one is read past for the sake
--- of another. It stands before this text: walk.sql or known.sql.
+-- of another. It stands before this text: walk.sql or known.sql. After it come lease.sql, probe.sql, shown.sql.
 --
 -- A lane whose circuit is closed is passed over; once its pause is over one claim, of one daemon,
 -- takes a single row to probe it. A lane that recovers gets more room with every success.
 --
--- $1 rows, $2 rows per lane, $3 lanes in flight, $4 how many there, $5 lease token,
--- $6 lease seconds, $7 horizon seconds, $8 rows at most that failed before,
+-- $4 rows, $5 rows per lane, $6 lanes in flight, $7 how many there, $8 rows at most that failed before,
 -- $9 places at most to visit, $10 bytes of documents, $11 bytes at most for one lane,
 -- $12 how many of those each of the lanes in flight has
 ), open AS (
@@ -15,10 +14,10 @@
            least(CASE WHEN probe.lane IS NOT NULL THEN 1 ELSE c.recovered + 1 - there.n END, lane_room) AS room, lane_room,
            $11::bigint - coalesce(busy.bytes, 0) AS lane_bytes, count(*) OVER (PARTITION BY w.lane) AS accounts
     FROM walk w
-    LEFT JOIN unnest($3::text[], $4::bigint[], $12::bigint[]) AS busy(lane, n, bytes) USING (lane)
+    LEFT JOIN unnest($6::text[], $7::bigint[], $12::bigint[]) AS busy(lane, n, bytes) USING (lane)
     LEFT JOIN taskbell.circuit c USING (lane, account_id)
     LEFT JOIN probe USING (lane, account_id)
-    CROSS JOIN LATERAL (SELECT $2::bigint - coalesce(busy.n, 0) AS lane_room) lane
+    CROSS JOIN LATERAL (SELECT $5::bigint - coalesce(busy.n, 0) AS lane_room) lane
     -- What a place that recovers has in flight stands, as a rule, before its other rows. Nothing is read of others.
     CROSS JOIN LATERAL (
         SELECT count(*) FILTER (WHERE first.lease_expires_at > now()) AS n
@@ -83,51 +82,17 @@
                     ORDER BY o.available_at, o.id
                     LIMIT running.room FOR UPDATE SKIP LOCKED
                 ) row
-                LIMIT $1::bigint
+                LIMIT $4::bigint
             ) taken
         ) ranked
     ) fitted
-), claimed AS (
-    UPDATE taskbell.outbox o
-    SET state = 'in_flight', lease_token = $5, observed = true, attempt_count = o.attempt_count + 1,
-        lease_expires_at = now() + $6::float8 * interval '1 second',
-        first_attempt_at = coalesce(o.first_attempt_at, now()),
-        retry_until = coalesce(o.retry_until, now() + $7::float8 * interval '1 second')
-    -- By its place. One that moved between our snapshot and the lock is left for the next claim.
-    FROM due WHERE o.ctid = due.ctid AND due.fits
-    RETURNING o.*, due.observed AS seen, due.probing
-), probed AS (
-    -- Nobody else probes before this one's lease is over.
-    UPDATE taskbell.circuit c SET probing = true, closed_until = now() + $6::float8 * interval '1 second'
-    FROM claimed k WHERE k.probing AND c.lane = k.lane AND c.account_id = k.account_id
-)
-SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occurred_at, c.task_created_at,
-       before.to_state, before.occurred_at,
-       c.lane, c.idempotency_key, c.attempt_count,
-       extract(epoch FROM now() - c.first_attempt_at)::float8,
-       extract(epoch FROM c.retry_until - c.first_attempt_at)::float8,
-       extract(epoch FROM now() - c.occurred_at)::float8,
-       c.document::text, c.context::text,
-       r.url, r.operation_id, r.token, r.scheme, r.credentials,
-       c.task_type IN (SELECT name FROM taskbell.task_type),
-       nullif(c.account_id, ''), r.sealed, r.sealed_nonce, r.sealed_with, r.signing_scope,
-       -- An open state is old news once a later one goes out with it, or has gone out. After the
-       -- end of the task there is no registration any more.
-       c.to_state NOT IN ('completed', 'failed', 'canceled', 'rejected') AND (
-           EXISTS (SELECT FROM claimed n WHERE n.task_id = c.task_id AND n.watch_id = c.watch_id AND n.id > c.id)
-           OR coalesce(r.newest_sent, 0) > c.id OR r.task_id IS NULL
-       ),
-       visited.all, visited.lane, visited.account_id, NOT c.seen,
-       -- Transactions that began a little earlier may still commit rows of before.
-       least(c.available_at, now() - interval '2 seconds'), taskbell.bell_of(c.lane, c.account_id)::bigint,
-       visited.recorded, visited.more
-FROM (
+), visited AS (
     -- How far the walk came: to the lane that took the last of the room, or to its end. Whether some place
     -- gave all that it had room for.
     SELECT NOT full_up AND (SELECT count(*) FROM walk) < $9::bigint AS all, w.lane, w.account_id, more,
            (SELECT taskbell.recorded()) AS recorded
     FROM (
-        SELECT coalesce(sum(rows) >= $1::bigint OR sum(fitting) < sum(rows), false) AS full_up,
+        SELECT coalesce(sum(rows) >= $4::bigint OR sum(fitting) < sum(rows), false) AS full_up,
                max(n) FILTER (WHERE fitting > 0) AS n, coalesce(bool_or(rows >= room) OR sum(fitting) < sum(rows), false) AS more
         FROM (
             SELECT n, min(room) AS room, count(*) AS rows, count(*) FILTER (WHERE fits) AS fitting
@@ -135,14 +100,3 @@ FROM (
         ) place
     ) taken
     JOIN walk w ON w.n = CASE WHEN full_up THEN taken.n ELSE (SELECT count(*) FROM walk) END
-) visited
-LEFT JOIN claimed c ON true
-LEFT JOIN taskbell.registration r ON r.watch_id = c.watch_id AND r.task_id = c.task_id
-LEFT JOIN LATERAL (
-    SELECT t.to_state, t.occurred_at FROM taskbell.transition t
-    -- No transition is older than its task, but for clocks that differ: those days are not looked at.
-    WHERE NOT c.seen AND t.task_id = c.task_id AND t.watch_id = c.watch_id
-      AND t.settled_at BETWEEN coalesce(c.task_created_at - interval '1 day', '-infinity') AND now()
-    ORDER BY t.occurred_at DESC LIMIT 1
-) before ON true
-ORDER BY c.id
