@@ -101,7 +101,9 @@ END $$;
 
 -- The dead letters that match, to be sent again: each with its key and its body, spread over time
 -- so that whoever recovers is not run over. What is past its horizon is left out unless it is said
--- otherwise. A dry run only shows them.
+-- otherwise; what would be due only after it stays dead, and has no next_attempt_at. A dry run only
+-- shows them. For more than a statement has time for, go on behind the
+-- last one: `after_id` is its number, `starting` when the next one is due.
 CREATE FUNCTION taskbell.retry_deliveries(
     lane         text DEFAULT NULL,
     task_type    text DEFAULT NULL,
@@ -110,37 +112,48 @@ CREATE FUNCTION taskbell.retry_deliveries(
     older_than   interval DEFAULT NULL,
     per_second   double precision DEFAULT 50,
     past_horizon boolean DEFAULT false,
-    dry_run      boolean DEFAULT true
+    dry_run      boolean DEFAULT true,
+    at_most      bigint DEFAULT NULL,
+    after_id     bigint DEFAULT 0,
+    starting     timestamptz DEFAULT now()
 ) RETURNS TABLE (delivery_id bigint, task_id text, task_state text, lane_name text, last_reason text,
                  next_attempt_at timestamptz)
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
-DECLARE
-    dead record;
-    n    bigint := 0;
 BEGIN
     IF per_second IS NULL OR per_second <= 0 THEN
         RAISE EXCEPTION 'taskbell.retry_deliveries: per_second must be above 0' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF after_id IS NULL OR starting IS NULL THEN
+        RAISE EXCEPTION 'taskbell.retry_deliveries: after_id and starting must not be null' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    FOR dead IN
-        SELECT o.* FROM taskbell.outbox o
+    RETURN QUERY
+    WITH dead AS (
+        SELECT o.id, o.task_id, o.to_state, o.lane, o.last_reason, o.retry_until FROM taskbell.outbox o
         WHERE o.state IN ('expired', 'invalid') AND o.lane IS NOT NULL
           AND ($1 IS NULL OR o.lane = $1) AND ($2 IS NULL OR o.task_type = $2)
           AND ($3 IS NULL OR o.last_reason = $3) AND ($4 IS NULL OR o.account_id = $4)
           AND ($5 IS NULL OR o.occurred_at < now() - $5)
           AND ($7 OR o.retry_until IS NULL OR o.retry_until > now())
-        ORDER BY o.id FOR UPDATE SKIP LOCKED
-    LOOP
-        delivery_id := dead.id; task_id := dead.task_id; task_state := dead.to_state;
-        lane_name := dead.lane; last_reason := dead.last_reason;
-        next_attempt_at := now() + n / $6 * interval '1 second';
-        n := n + 1;
-        IF NOT $8 THEN
-            PERFORM taskbell.retry_delivery(dead.id, $7);
-            UPDATE taskbell.outbox o SET available_at = next_attempt_at WHERE o.id = dead.id;
-        END IF;
-        RETURN NEXT;
-    END LOOP;
+          AND o.id > $10
+        ORDER BY o.id LIMIT $9 FOR UPDATE SKIP LOCKED
+    ), spread AS (
+        SELECT dead.*, $11 + (row_number() OVER (ORDER BY dead.id) - 1) / $6 * interval '1 second' AS due FROM dead
+    ), planned AS (
+        SELECT s.id, s.task_id, s.to_state, s.lane, s.last_reason,
+               CASE WHEN $7 OR s.retry_until IS NULL OR s.due < s.retry_until THEN s.due END AS due
+        FROM spread s
+    ), sent AS (
+        UPDATE taskbell.outbox o
+        SET state = 'pending', available_at = planned.due,
+            first_attempt_at = CASE WHEN $7 THEN NULL ELSE o.first_attempt_at END,
+            retry_until = CASE WHEN $7 THEN NULL ELSE o.retry_until END
+        FROM planned WHERE o.id = planned.id AND planned.due IS NOT NULL AND NOT $8
+    )
+    SELECT planned.id, planned.task_id, planned.to_state, planned.lane, planned.last_reason, planned.due
+    FROM planned ORDER BY planned.id;
+    IF FOUND AND NOT $8 THEN
+        PERFORM taskbell.ring();
+    END IF;
 END $$;
 
 -- Gives a webhook up: it leaves the outbox for the journal, and if it told of the end of the
@@ -194,7 +207,7 @@ END $$;
 
 REVOKE ALL ON ALL TABLES IN SCHEMA taskbell FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION taskbell.retry_delivery(bigint, boolean), taskbell.cancel_delivery(bigint),
-    taskbell.retry_deliveries(text, text, text, text, interval, double precision, boolean, boolean),
+    taskbell.retry_deliveries(text, text, text, text, interval, double precision, boolean, boolean, bigint, bigint, timestamptz),
     taskbell.open_circuits(text, text) FROM PUBLIC;
 
 INSERT INTO taskbell.schema_version (version, name) VALUES (4, 'operators');

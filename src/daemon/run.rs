@@ -77,6 +77,7 @@ pub async fn run(
     let overdue = Overdue {
         pool: connector.durable_pool()?,
         metrics: config.metrics.clone(),
+        patience: config.database.patience(),
         fail_after: config.fail_after.clone(),
     };
     tasks.spawn(overdue.run(services.clone()));

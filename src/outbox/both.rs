@@ -116,6 +116,7 @@ fn rest(room: &Room, claimed: &Claimed) -> Room {
         per_lane: room.per_lane,
         bytes,
         bytes_per_lane: room.bytes_per_lane,
+        changes: room.changes,
         retries: room.retries.saturating_sub(claimed.claims.iter().filter(|claim| claim.attempt > 1).count()),
         look: room.look.clone(),
         in_flight: lanes.into_iter().collect(),

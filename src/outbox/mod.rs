@@ -131,6 +131,8 @@ pub struct Room {
     pub in_flight: Vec<(Lane, Held)>,
     /// Rows that failed before: some slots are kept for first attempts.
     pub retries: usize,
+    /// State changes that nobody is owed a webhook for.
+    pub changes: usize,
     /// Where to look.
     pub look: Look,
 }
@@ -163,6 +165,7 @@ impl Room {
             bytes_per_lane: usize::MAX,
             in_flight: Vec::new(),
             retries: usize::MAX,
+            changes: CHANGES,
             look: Look::Whole,
         }
     }
@@ -211,6 +214,8 @@ pub struct Claimed {
     pub claims: Vec<Claim>,
     /// Some place gave all that it had room for: it may have more.
     pub more: bool,
+    /// Some place where the bell said that something is brought nothing.
+    pub missed: bool,
     /// How many changes have been recorded in all, rolled back ones included; `None` where that was not read.
     pub recorded: Option<i64>,
     /// Why there may be more than this. What stands above is ours all the same.
@@ -239,6 +244,8 @@ pub struct Transition {
 /// That a task entered a state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entered {
+    /// The number of the change.
+    pub id: i64,
     /// The state.
     pub state: String,
     /// When, by the database's clock.
@@ -397,6 +404,12 @@ pub enum OutboxError {
 }
 
 impl OutboxError {
+    /// Whether the database works and refused what was asked.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Database(error) if error.as_db_error().is_some()) && !self.leaves_doubt()
+    }
+
     /// Whether what was asked may have been done all the same: the answer was lost, or its
     /// session ended.
     #[must_use]
@@ -410,6 +423,9 @@ impl OutboxError {
         }
     }
 }
+
+/// State changes in one go: enough to keep up with any seller, small enough to stay a short statement.
+pub(crate) const CHANGES: usize = 500;
 
 fn count(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)

@@ -38,6 +38,8 @@ pub(super) struct Exchange {
     more: bool,
     /// The same of the last claim that looked everywhere.
     pub(super) more_elsewhere: bool,
+    /// The last claim found nothing at some place for which the bell had rung.
+    pub(super) missed: bool,
     /// Slots have come free since the claim under way was begun.
     again: bool,
     claims_work: bool,
@@ -66,6 +68,7 @@ impl Default for Exchange {
             body: 0,
             more: false,
             more_elsewhere: false,
+            missed: false,
             again: false,
             claims_work: false,
             settles_work: true,
@@ -170,6 +173,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             bytes_per_lane: self.lane_share(),
             in_flight: self.in_flight.iter().map(|(lane, held)| (lane.clone(), *held)).collect(),
             retries: self.retries_left(),
+            changes: self.room_for_changes(),
             look,
         }
     }
@@ -198,6 +202,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let (found, fault) = match answer {
             Ok(mut claimed) => {
                 recorded = claimed.recorded;
+                self.exchange.missed = claimed.missed;
                 // Its bell has been heard and will not ring again.
                 self.exchange.again |= claimed.more;
                 let first = claimed.claims.iter().filter(|claim| claim.attempt == 1);

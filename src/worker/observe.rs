@@ -7,13 +7,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::attempt::World;
 use super::exchange::Underway;
 use super::{OUTAGE_PAUSE, Worker, chain};
 use crate::metrics as names;
-use crate::outbox::{Entered, Outbox, OutboxError, Transition};
+use crate::outbox::{CHANGES, Entered, Outbox, OutboxError, Transition};
 
 /// Changes whose state before is to be asked for.
 #[derive(Debug, Default)]
@@ -23,6 +23,8 @@ pub(super) struct Left {
     at: Option<Instant>,
     /// What the question that is under way is about.
     asked: Vec<Transition>,
+    /// How often the database has refused it.
+    refused: u32,
 }
 
 impl Left {
@@ -30,25 +32,33 @@ impl Left {
     pub(super) fn at(&self) -> Option<Instant> {
         self.at
     }
-
-    fn add(&mut self, change: Transition, now: Instant) {
-        self.waiting.push(change);
-        self.at.get_or_insert(now + GATHER);
-    }
 }
 
 impl<O: Outbox, W: World> Worker<O, W> {
     /// Observes each transition once.
     pub(super) fn observe(&mut self, transitions: Vec<Transition>) {
-        let now = Instant::now();
+        let mut unknown = 0;
         for transition in transitions {
             names::observe_transition(&self.settings.task_types, &transition);
-            if self.left.waiting.len() >= MAX_WAITING {
+            if transition.from.is_none() {
+                continue;
+            }
+            if self.left.waiting.len() < MAX_WAITING {
+                self.left.at.get_or_insert(Instant::now() + GATHER);
+                self.left.waiting.push(transition);
+            } else {
                 names::observe_state(&self.settings.task_types, &transition, None);
-            } else if transition.from.is_some() {
-                self.left.add(transition, now);
+                unknown += 1;
             }
         }
+        if unknown > 0 {
+            tracing::warn!(changes = unknown, "too many wait for the journal: {NOT_MEASURED}");
+        }
+    }
+
+    /// How many more changes may be taken from the outbox that nobody is owed a webhook for. They are safe there.
+    pub(super) fn room_for_changes(&self) -> usize {
+        CHANGES.min((MAX_WAITING / 2).saturating_sub(self.left.waiting.len()))
     }
 
     /// Asks what was before, if it is time, unless that is being asked.
@@ -56,10 +66,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if self.exchange.looking_back.is_some() || self.left.at().is_none_or(|at| Instant::now() < at) {
             return;
         }
-        let batch = self.left.waiting.len().min(BATCH);
-        self.left.asked = self.left.waiting.drain(..batch).collect();
-        self.left.asked.sort_unstable_by_key(|change| change.id);
-        self.left.at = if self.left.waiting.is_empty() { None } else { self.left.at };
+        if self.left.asked.is_empty() {
+            let batch = self.left.waiting.len().min(CHANGES);
+            self.left.asked = self.left.waiting.drain(..batch).collect();
+            self.left.asked.sort_unstable_by_key(|change| change.id);
+        }
         let (outbox, changes) = (self.outbox.clone(), self.left.asked.clone());
         let task = tokio::spawn(async move { outbox.before(&changes).await });
         self.exchange.looking_back = Some(Underway { since: Instant::now(), task });
@@ -67,23 +78,29 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     /// Observes how long the states were.
     pub(super) fn looked_back(&mut self, answer: Result<Vec<Option<Entered>>, OutboxError>) {
-        let changes = std::mem::take(&mut self.left.asked);
+        let now = Instant::now();
         match answer {
             Ok(before) => {
-                // A change may have gone out with the one before it, which is not in the journal then.
-                let mut latest: HashMap<(i16, String), Entered> = HashMap::new();
-                for (change, journaled) in changes.into_iter().zip(before) {
-                    let seen = latest.get(&change.task).cloned();
-                    let entered = journaled.into_iter().chain(seen).max_by_key(|entered| entered.at);
-                    names::observe_state(&self.settings.task_types, &change, entered.as_ref());
-                    latest.insert(change.task, Entered { state: change.to, at: change.at });
-                }
+                let changes = std::mem::take(&mut self.left.asked);
+                self.observe_states(changes, before);
             }
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "the journal could not be read");
-                self.left.waiting.splice(0..0, changes);
-                self.left.at = Some(Instant::now() + OUTAGE_PAUSE);
+                // An outage is waited for; what is refused again and again may be one row that it refuses.
+                self.left.refused += u32::from(error.is_refusal());
+                if self.left.refused < TRIES {
+                    self.left.at = Some(now + OUTAGE_PAUSE);
+                    return;
+                }
+                let changes = std::mem::take(&mut self.left.asked);
+                self.give_up_states(changes);
             }
+        }
+        self.left.refused = 0;
+        let was_full = self.left.waiting.len() >= MAX_WAITING / 2 - CHANGES;
+        self.left.at = (!self.left.waiting.is_empty()).then_some(now);
+        if was_full {
+            self.look_now();
         }
     }
 
@@ -92,17 +109,40 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let mut changes = std::mem::take(&mut self.left.asked);
         changes.append(&mut self.left.waiting);
         changes.sort_unstable_by_key(|change| change.id);
-        for batch in changes.chunks(BATCH) {
-            let Ok(before) = self.outbox.before(batch).await else { return };
-            self.left.asked = batch.to_vec();
-            self.looked_back(Ok(before));
+        let until = Instant::now() + LAST_LOOK_BACK;
+        for batch in changes.chunks(CHANGES) {
+            match timeout_at(until, self.outbox.before(batch)).await {
+                Ok(Ok(before)) => self.observe_states(batch.to_vec(), before),
+                Ok(Err(_)) | Err(_) => self.give_up_states(batch.to_vec()),
+            }
         }
+    }
+
+    fn observe_states(&self, changes: Vec<Transition>, before: Vec<Option<Entered>>) {
+        // A change may have gone out with the one before it, which is not in the journal then.
+        let mut latest: HashMap<(i16, String), Entered> = HashMap::new();
+        for (change, journaled) in changes.into_iter().zip(before) {
+            let seen = latest.get(&change.task).cloned();
+            let entered = journaled.into_iter().chain(seen).max_by_key(|entered| entered.id);
+            names::observe_state(&self.settings.task_types, &change, entered.as_ref());
+            latest.insert(change.task, Entered { id: change.id, state: change.to, at: change.at });
+        }
+    }
+
+    /// What began with the task is known all the same.
+    fn give_up_states(&self, changes: Vec<Transition>) {
+        tracing::warn!(changes = changes.len(), "the journal did not answer: {NOT_MEASURED}");
+        let nothing = vec![None; changes.len()];
+        self.observe_states(changes, nothing);
     }
 }
 
 /// How long changes wait for company.
 const GATHER: Duration = Duration::from_millis(100);
-/// Changes in one question.
-const BATCH: usize = 500;
-/// More than that cannot be remembered: of those only what is known without a question is observed.
+/// More than that are not remembered: of those only what is known without a question is observed. What nobody is owed a
+/// webhook for fills half of it.
 const MAX_WAITING: usize = 10_000;
+/// After so many refusals in a row a question is given up.
+const TRIES: u32 = 3;
+const LAST_LOOK_BACK: Duration = Duration::from_secs(1);
+const NOT_MEASURED: &str = "how long those tasks were in the states before is not measured";

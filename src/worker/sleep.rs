@@ -116,7 +116,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
             }
             return match self.phase {
                 // The bell is not silent: whatever is committed from now on rings.
-                Phase::Asleep { .. } if by_bell => self.next_look,
+                Phase::Asleep { .. } if by_bell && !self.exchange.missed => self.next_look,
+                Phase::Asleep { .. } if by_bell => self.next_look.min(now + CALM),
                 Phase::Asleep { .. } => now + CALM,
                 // Rows may already wait behind the ones just taken.
                 _ if self.attempts.len() < self.settings.concurrency => now,

@@ -49,6 +49,7 @@ impl Cluster {
         client.batch_execute("ALTER DATABASE postgres SET synchronous_commit = on").await.unwrap();
         migrations::apply(&mut client).await.unwrap();
         client.batch_execute(include_str!("../it/support/rules.sql")).await.unwrap();
+        client.batch_execute(include_str!("leases.sql")).await.unwrap();
         cluster
     }
 

@@ -107,8 +107,12 @@ impl Fleet {
     /// Starts a daemon where none runs.
     fn spawn(&self, slot: &Slot) {
         *slot.lives.lock().unwrap() += 1;
-        let database =
-            format!("host=127.0.0.1 port={} user=postgres dbname=postgres sslmode=disable", slot.proxy.port);
+        // The name stands in the book of leases too: leases.sql.
+        let database = format!(
+            "host=127.0.0.1 port={} user=postgres dbname=postgres sslmode=disable options='-c chaos.holder={}'",
+            slot.proxy.port,
+            slot.process_name()
+        );
         let mut command = Command::new(TASKBELL);
         command.env_clear().arg("run").envs(self.environment.iter().cloned());
         command.env("DATABASE_URL", database).env("TASKBELL_HTTP__USER_AGENT", slot.process_name());

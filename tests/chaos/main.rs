@@ -140,7 +140,7 @@ impl Run {
 
     /// Each transition is observed once: of some calm tasks, and of a whole gentle run.
     async fn measured(&self, client: &Client, fleet: &Fleet, receivers: &Receivers) -> Result<(), String> {
-        let before = observed(fleet).await?;
+        let before = at_rest(fleet).await?;
         if self.gentle {
             let row = client.query_one(CHANGES, &[]).await.unwrap();
             let committed = (row.get::<_, i64>(0), row.get::<_, i64>(1));
@@ -150,13 +150,26 @@ impl Run {
             }
         }
         let tasks = sellers::calm(client, &receivers.addresses).await?;
-        let after = observed(fleet).await?;
+        let after = at_rest(fleet).await?;
         let tasks = i64::try_from(tasks).unwrap();
         let (ends, changes) = (after.0 - before.0, after.1 - before.1);
         match (ends, changes) == (tasks, 2 * tasks) {
             true => Ok(()),
             false => Err(format!("of {tasks} calm tasks {ends} ends and {changes} changes were observed")),
         }
+    }
+}
+
+/// The same, once nothing more is added: how long a state lasted is observed a little later.
+async fn at_rest(fleet: &Fleet) -> Result<(i64, i64), String> {
+    let mut seen = observed(fleet).await?;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = observed(fleet).await?;
+        if now == seen {
+            return Ok(now);
+        }
+        seen = now;
     }
 }
 

@@ -32,6 +32,7 @@ impl Report {
         sum.delivered += one.delivered;
         sum.superseded += one.superseded;
         sum.transitions += one.transitions;
+        sum.settlements += one.settlements;
         sum.posts += one.posts;
         merge(&mut sum.dead, one.dead);
         merge(&mut sum.duplicates, one.duplicates);
@@ -70,6 +71,7 @@ impl fmt::Display for Report {
             (verdict.broken.len() - named).to_string()
         })?;
         line("transitions, each once in the journal", verdict.transitions.to_string())?;
+        line("settlements, each under its own lease", verdict.settlements.to_string())?;
         line("POSTs", verdict.posts.to_string())?;
         line("  after their webhook was accepted", verdict.duplicates.values().sum::<usize>().to_string())?;
         for (why, count) in &verdict.duplicates {

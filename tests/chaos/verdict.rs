@@ -25,6 +25,8 @@ pub struct Verdict {
     /// By reason.
     pub dead: BTreeMap<String, usize>,
     pub transitions: usize,
+    /// Settlements that were held against the lease that they were made under.
+    pub settlements: usize,
     pub posts: usize,
     /// POSTs of webhooks that their receiver had accepted before, by what explains them.
     pub duplicates: BTreeMap<&'static str, usize>,
@@ -94,6 +96,7 @@ impl Verdict {
             attempts.entry(id).or_default().push(attempt);
         }
         this.transitions(client, &tasks).await;
+        this.leases(client).await;
         this.deliveries(&tasks, &deliveries, posts);
         this.expiries(faults);
         this.attempts(&deliveries, &attempts);
@@ -131,6 +134,22 @@ impl Verdict {
         }
         for (transition, _) in counted {
             self.complain(format!("{transition:?} is journaled and was never committed"));
+        }
+    }
+
+    /// Nobody settles what is under somebody else's lease, or takes it before that is over.
+    async fn leases(&mut self, client: &Client) {
+        let settlements: Vec<Option<String>> = all(client, SETTLEMENTS, |row| row.get(0)).await;
+        self.settlements = settlements.len();
+        if self.settlements == 0 {
+            self.complain("nothing was settled".to_owned());
+        }
+        let nameless: i64 = client.query_one(NAMELESS, &[]).await.unwrap().get(0);
+        if nameless > 0 {
+            self.complain(format!("{nameless} leases are held by nobody knows whom"));
+        }
+        for wrong in settlements.into_iter().flatten() {
+            self.complain(wrong);
         }
     }
 
@@ -331,4 +350,6 @@ const TASKS: &str = "SELECT task_id, state, request_context::text, progress ->> 
 const DELIVERIES: &str =
     "SELECT delivery_id, task_id, task_state, state, idempotency_key, last_reason FROM taskbell.delivery";
 const ATTEMPTS: &str = "SELECT outbox_id, attempt, verdict, reason FROM taskbell.attempt";
+const NAMELESS: &str = "SELECT count(*) FROM chaos_lease WHERE holder = 'nobody'";
+const SETTLEMENTS: &str = "SELECT CASE WHEN wrong IS NOT NULL THEN format('webhook %s was %s', row_id, wrong) END FROM chaos_settlement";
 const TRANSITIONS: &str = "SELECT task_id, from_state, to_state FROM taskbell.timeline";

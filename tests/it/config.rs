@@ -113,7 +113,7 @@ fn each_wrong_key_is_the_one_problem_named() {
         ("[worker]\ngrace = \"60s\"", "worker.grace"),
         ("[worker]\nsafety_poll = \"0s\"", "worker.safety_poll"),
         ("[worker]\nprobe = \"10ms\"", "worker.probe"),
-        ("[database]\nmax_connections = 1", "database.max_connections"),
+        ("[database]\nmax_connections = 3", "database.max_connections"),
         ("[database]\nstatement_timeout = \"500us\"", "database.statement_timeout"),
         ("[database]\nurl = \"nowhere\"", "database.url"),
         ("[database]\nurl = \"host=a\"\nurl_file = \"/b\"", "database.url, database.url_file"),

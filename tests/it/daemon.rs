@@ -151,7 +151,12 @@ async fn tasks_that_nobody_decides_are_named_once_and_failed_where_the_policy_sa
              UPDATE decisioning_tasks SET created_at = created_at - 86400 WHERE task_id = 'task_very_late';
              INSERT INTO decisioning_tasks (task_id, account_id, task_type, state, created_at, updated_at)
              SELECT 'task_gone_' || n, 'acct', 'create_media_buy', 'canceled', 1700000000, 0
-             FROM generate_series(1, 200) AS n",
+             FROM generate_series(1, 200) AS n;
+             -- Older than all others, and a seller's own rule keeps them open.
+             INSERT INTO decisioning_tasks (task_id, account_id, task_type, state, created_at, updated_at)
+             SELECT 'task_kept_' || n, 'acct', 'create_media_buy', 'working', 1600000000, 0
+             FROM generate_series(1, 120) AS n;
+             ALTER TABLE decisioning_tasks ADD CONSTRAINT kept CHECK (task_id NOT LIKE 'task_kept_%' OR state = 'working')",
         )
         .await
         .unwrap();
@@ -171,6 +176,8 @@ async fn tasks_that_nobody_decides_are_named_once_and_failed_where_the_policy_sa
         (daemon.log().matches("\"task.id\":\"task_late\"").count() == 1).then_some(())
     })
     .await;
+    let named = |task: &str| daemon.log().matches(&format!("\"task.id\":\"{task}\",\"problem\"")).count();
+    assert_eq!((named("task_kept_7"), named("task_kept_120")), (1, 1), "each is tried and named once");
     assert!(daemon.stop().success());
     // Another process says nothing new of it.
     let again = Running::start(&database, &environment).await;
@@ -179,7 +186,7 @@ async fn tasks_that_nobody_decides_are_named_once_and_failed_where_the_policy_sa
             .get("/metrics")
             .await
             .1
-            .contains("taskbell_tasks_over_sla{task_type=\"create_media_buy\"} 1")
+            .contains("taskbell_tasks_over_sla{task_type=\"create_media_buy\"} 121")
             .then_some(())
     })
     .await;

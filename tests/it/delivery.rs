@@ -335,7 +335,8 @@ async fn each_transition_is_handed_out_once_and_the_journal_knows_the_one_before
     assert_eq!(json!(third[0].to), "completed");
     // Each in its place, whatever came later: all three are in the journal by now.
     let asked = [&second[..], &first[..], &third[..]].concat();
-    let entered = |change: &Transition| Some(Entered { state: change.to.clone(), at: change.at });
+    let entered =
+        |change: &Transition| Some(Entered { id: change.id, state: change.to.clone(), at: change.at });
     let submitted = first.iter().find(|change| change.task.1 == "task_a").unwrap();
     assert_eq!(outbox.before(&asked).await.unwrap(), [entered(submitted), None, None, entered(&second[0])]);
     // Where one of them does not say when its task was created, all days are looked at.

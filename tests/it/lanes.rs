@@ -288,3 +288,26 @@ async fn dead_letters_are_sent_again_by_what_they_have_in_common_and_not_all_at_
     assert_eq!(due[0].attempt, 2);
     assert!(taskbell(&["--reason", "gone"]).await.ends_with("4 webhooks are sent again\n"));
 }
+
+#[tokio::test]
+async fn more_dead_letters_than_one_statement_takes_are_sent_again_one_after_the_other() {
+    const MANY: i64 = 20_500;
+    let database = TestDatabase::migrated().await;
+    let client = database.client().await;
+    owe(&client, "one.example", "a", MANY).await;
+    let dead = "UPDATE taskbell.outbox SET state = 'expired', available_at = NULL, last_reason = 'timeout'";
+    client.batch_execute(dead).await.unwrap();
+    let retry = ["deliveries", "retry", "--all", "--rate", "1000"];
+    for (arguments, word, pending) in [(&["--dry-run"][..], "would be", 0), (&[], "are", MANY)] {
+        let said =
+            super::cli::run(super::cli::taskbell(Some(&database), &[&retry, arguments].concat())).await;
+        assert!(said.out.ends_with(&format!("{MANY} webhooks {word} sent again\n")), "{}", said.err);
+        let sql = "SELECT count(*), count(DISTINCT available_at),
+                          coalesce(extract(epoch FROM max(available_at) - min(available_at)), 0)::float8
+                   FROM taskbell.outbox WHERE state = 'pending'";
+        let row = client.query_one(sql, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (pending, pending));
+        let apart = row.get::<_, f64>(2) - 0.001 * (pending - 1).max(0) as f64;
+        assert!(apart.abs() < 0.01, "a thousand a second: {apart}");
+    }
+}

@@ -92,19 +92,12 @@ async fn each_transition_is_observed_once_by_all_daemons_and_restarts_together()
         .await;
     };
 
-    // The second change comes when the first was seen. Two daemons that take two changes of one task in
-    // the same milliseconds do not see each other's, and cannot say how long the state between them was.
+    // Of two changes of one task each daemon may take one.
     let work = async |first: i32, daemons: &[&Running], gone: (f64, f64)| {
         issue_many(&client, first, TASKS, "https://127.0.0.1:1/hook").await;
         let tasks = u64::try_from(TASKS).unwrap();
         let worked_on = "UPDATE decisioning_tasks SET state = 'working' WHERE state = 'submitted'";
         assert_eq!(client.execute(worked_on, &[]).await.unwrap(), tasks);
-        let before = f64::from(first - 1);
-        eventually("work is seen to begin", async || {
-            let (states, ends) = together(daemons, gone).await;
-            (states >= 2.0 * before + f64::from(TASKS) && ends >= before).then_some(())
-        })
-        .await;
         let ended = "UPDATE decisioning_tasks SET state = 'completed', result = '{}' WHERE state = 'working'";
         assert_eq!(client.execute(ended, &[]).await.unwrap(), tasks);
         let all = f64::from(first - 1 + TASKS);

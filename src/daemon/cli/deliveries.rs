@@ -1,7 +1,7 @@
 //! `deliveries list|show|retry|cancel`: what operators may do, through the schema's own functions.
 
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
 use clap::{Args, Subcommand, value_parser};
@@ -153,30 +153,51 @@ impl Retry {
             return Ok(());
         }
         let older_than = self.older_than.map(|age| age.as_secs_f64());
-        let rows = client
-            .query(
-                RETRY_ALL,
-                &[
-                    &self.lane,
-                    &self.task_type,
-                    &self.reason,
-                    &self.account,
-                    &older_than,
-                    &self.rate,
-                    &self.past_horizon,
-                    &self.dry_run,
-                ],
-            )
-            .await
-            .map_err(said)?;
-        let rows: Vec<Value> = rows.iter().map(|row| row.get(0)).collect();
-        print_rows(
-            &rows,
-            &["delivery_id", "task_id", "task_state", "lane_name", "last_reason", "next_attempt_at"],
-            false,
-        )?;
+        let (mut after, mut starting): (i64, Option<SystemTime>) = (0, None);
+        let (mut sent, mut late) = (0, 0);
         let word = if self.dry_run { "would be" } else { "are" };
-        println!("{} webhooks {word} sent again", rows.len());
+        // Each batch stands by itself: after an error, what was shown before it is sent again.
+        loop {
+            let rows = client
+                .query(
+                    RETRY_ALL,
+                    &[
+                        &self.lane,
+                        &self.task_type,
+                        &self.reason,
+                        &self.account,
+                        &older_than,
+                        &self.rate,
+                        &self.past_horizon,
+                        &self.dry_run,
+                        &RETRIED_AT_ONCE,
+                        &after,
+                        &starting,
+                    ],
+                )
+                .await
+                .map_err(|error| {
+                    anyhow::anyhow!("{} ({sent} webhooks {word} sent again)", explain(&error))
+                })?;
+            if !rows.is_empty() || after == 0 {
+                let shown: Vec<Value> = rows.iter().map(|row| row.get(0)).collect();
+                print_rows(&shown, &RETRY_COLUMNS, false)?;
+            }
+            for row in &rows {
+                after = row.get(1);
+                match row.get::<_, Option<SystemTime>>(2) {
+                    Some(next) => (starting, sent) = (Some(next), sent + 1),
+                    None => late += 1,
+                }
+            }
+            if i64::try_from(rows.len()).is_ok_and(|rows| rows < RETRIED_AT_ONCE) {
+                break;
+            }
+        }
+        if late > 0 {
+            println!("{late} would be due only after their horizon: a higher --rate, or --past-horizon");
+        }
+        println!("{sent} webhooks {word} sent again");
         Ok(())
     }
 }
@@ -193,7 +214,11 @@ const SDK_TABLE: &str = "adcp_task_webhook_outbox";
 /// Whatever it is.
 const NOBODY: Option<&str> = None;
 const RETRY: &str = "SELECT taskbell.retry_delivery($1, $2)::text";
-const RETRY_ALL: &str = "SELECT to_jsonb(d) FROM taskbell.retry_deliveries($1, $2, $3, $4, $5 * interval '1 second', $6, $7, $8) d";
+const RETRY_ALL: &str = include_str!("deliveries_retry.sql");
+/// Dead letters that one statement sends again: a second's work for the database.
+const RETRIED_AT_ONCE: i64 = 10_000;
+const RETRY_COLUMNS: [&str; 6] =
+    ["delivery_id", "task_id", "task_state", "lane_name", "last_reason", "next_attempt_at"];
 const CANCEL: &str = "SELECT taskbell.cancel_delivery($1)::text";
 const LIST_COLUMNS: [&str; 9] = [
     "source",

@@ -361,7 +361,7 @@ impl RawTraces {
 
 impl RawDatabase {
     fn check(self, sources: &Sources, check: &mut Check<'_>) -> Database {
-        let max_connections = check.count("database.max_connections", self.max_connections, 2..=1000);
+        let max_connections = check.count("database.max_connections", self.max_connections, 4..=1000);
         // Postgres takes milliseconds, and 0 for no limit.
         let statement_timeout =
             check.time("database.statement_timeout", &self.statement_timeout, TENTH..=HOUR);

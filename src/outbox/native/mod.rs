@@ -1,7 +1,7 @@
 //! Our own outbox: rows that the triggers wrote, rendered from what they hold.
 //!
 //! A batch costs two statements to claim and two to settle, each pair pipelined on one
-//! connection. A claim changes no column that an index has, so rows in flight stand where
+//! connection; a bell one, or two where more than one row is due at its place. A claim changes no column that an index has, so rows in flight stand where
 //! they stood when they were due: what a daemon left behind that died is found there first.
 
 mod claim;
@@ -202,7 +202,7 @@ impl Outbox for NativeOutbox {
         for row in rows? {
             let n = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
             if let Some(before) = before.get_mut(n) {
-                *before = Some(Entered { state: row.get(1), at: row.get(2) });
+                *before = Some(Entered { id: row.get(1), state: row.get(2), at: row.get(3) });
             }
         }
         Ok(before)

@@ -120,6 +120,7 @@ impl Outbox for SealedOutbox {
         client.give_back();
         Ok(Claimed {
             transitions: Vec::new(),
+            missed: false,
             more: false,
             recorded: None,
             claims: rows?.into_iter().map(|row| self.claim_of(&row, token, until)).collect(),

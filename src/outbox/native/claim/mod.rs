@@ -4,6 +4,7 @@
 
 mod places;
 
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,26 +37,30 @@ impl NativeOutbox {
             Look::Quick => Some(self.places().round()),
             Look::At { places, .. } => self.places().rung(places),
         };
-        let (journal, claim) = tokio::try_join!(
-            client.prepare_cached(JOURNAL),
-            client.prepare_cached(if visit.is_some() { AT_PLACES } else { EVERYWHERE })
-        )?;
+        let text = match &visit {
+            Some(visit) if visit.single().is_some() => ONE,
+            Some(_) => AT_PLACES,
+            None => EVERYWHERE,
+        };
+        let (journal, claim) = tokio::try_join!(client.prepare_cached(JOURNAL), client.prepare_cached(text))?;
         let lease = Lease { token: Uuid::new_v4(), until: Instant::now() + self.lease };
         let ask = Ask { client, claim, room, lease };
         // In this order on the wire: the journal's statement runs first, so that the change
         // before a terminal one is in the journal when its end is claimed.
-        let journal_parameters: [&(dyn ToSql + Sync); 1] = [&JOURNAL_ROWS];
+        let changes = count(room.changes);
+        let journal_parameters: [&(dyn ToSql + Sync); 1] = [&changes];
         let transitions = async {
             match room.look {
+                _ if room.changes == 0 => Ok(Vec::new()),
                 Look::At { changes: false, .. } => Ok(Vec::new()),
                 _ => client.query(&journal, &journal_parameters).await,
             }
         };
         let (transitions, brought) = tokio::join!(transitions, async {
-            match visit {
+            match &visit {
                 _ if room.rows == 0 => Ok(Brought::default()),
                 Some(visit) if visit.lanes.is_empty() => Ok(Brought::default()),
-                Some(visit) => self.visit(&ask, &visit).await,
+                Some(visit) => self.visit(&ask, visit).await,
                 None => self.walk(&ask).await,
             }
         });
@@ -67,6 +72,8 @@ impl NativeOutbox {
         }
         match brought {
             Ok(brought) => {
+                let found: HashSet<&Place> = brought.places.iter().map(|found| &found.place).collect();
+                claimed.missed = visit.is_some_and(|visit| visit.lanes.len() > found.len());
                 self.places().learn(brought.places.into_iter());
                 claimed.transitions.extend(brought.transitions);
                 claimed.claims = brought.claims;
@@ -86,7 +93,7 @@ impl NativeOutbox {
         loop {
             let after = self.cursor().clone();
             let (lane, account) = after.as_ref().map(|(lane, account)| (lane, account)).unzip();
-            let brought = self.ask(ask, places, &[&lane, &account]).await?;
+            let brought = self.ask(ask, &ask.claim, places, &[&lane, &account]).await?;
             let at_the_end = brought.all;
             *self.cursor() = brought.last.clone().filter(|_| !at_the_end);
             if !brought.claims.is_empty() || (at_the_end && from_the_first) {
@@ -99,17 +106,21 @@ impl NativeOutbox {
 
     /// Claims at known places.
     async fn visit(&self, ask: &Ask<'_>, visit: &Visit) -> Result<Brought, tokio_postgres::Error> {
-        if let ([lane], [account], [None]) = (&visit.lanes[..], &visit.accounts[..], &visit.since[..]) {
+        let mut at_places = ask.claim.clone();
+        if let Some((lane, account)) = visit.single() {
             if ask.room.is_full(lane) {
                 return Ok(Brought::default());
             }
-            let brought = self.ask_for_one(ask, lane, account).await?;
+            let retries = ask.room.retries > 0;
+            let brought = self.lease(ask.client, &ask.claim, ask.lease, &[&lane, &account, &retries]).await?;
             if !brought.more {
                 return Ok(brought);
             }
+            at_places = ask.client.prepare_cached(AT_PLACES).await?;
         }
         let places = count(visit.lanes.len()) + 1;
-        let brought = self.ask(ask, places, &[&visit.lanes, &visit.accounts, &visit.since]).await?;
+        let brought =
+            self.ask(ask, &at_places, places, &[&visit.lanes, &visit.accounts, &visit.since]).await?;
         if let Some(last) = &brought.last {
             self.places().visited(last);
         }
@@ -119,6 +130,7 @@ impl NativeOutbox {
     async fn ask(
         &self,
         ask: &Ask<'_>,
+        statement: &Statement,
         at_most: i64,
         places: &[&(dyn ToSql + Sync)],
     ) -> Result<Brought, tokio_postgres::Error> {
@@ -128,18 +140,7 @@ impl NativeOutbox {
         let (bytes, bytes_per_lane) = (count(room.bytes), count(room.bytes_per_lane));
         let common: [&(dyn ToSql + Sync); 9] =
             [&rows, &per_lane, &lanes, &counts, &retries, &at_most, &bytes, &bytes_per_lane, &held];
-        self.lease(ask.client, &ask.claim, ask.lease, &[&common[..], places].concat()).await
-    }
-
-    async fn ask_for_one(
-        &self,
-        ask: &Ask<'_>,
-        lane: &str,
-        account: &str,
-    ) -> Result<Brought, tokio_postgres::Error> {
-        let one = ask.client.prepare_cached(ONE).await?;
-        let retries = ask.room.retries > 0;
-        self.lease(ask.client, &one, ask.lease, &[&lane, &account, &retries]).await
+        self.lease(ask.client, statement, ask.lease, &[&common[..], places].concat()).await
     }
 
     /// Takes rows by one of the statements.
@@ -251,8 +252,6 @@ const AT_PLACES: &str = concat!(
     include_str!("shown.sql")
 );
 const ONE: &str = concat!(include_str!("one.sql"), include_str!("lease.sql"), include_str!("shown.sql"));
-/// Transitions in one go: enough to keep up with any seller, small enough to stay a short statement.
-const JOURNAL_ROWS: i64 = 500;
 /// Places that one statement of a walk visits: some five microseconds of index look-ups each.
 const MIN_PLACES: i64 = 16;
 const MAX_PLACES: i64 = 512;

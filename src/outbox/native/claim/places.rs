@@ -46,6 +46,14 @@ pub(super) struct Visit {
 }
 
 impl Visit {
+    /// The place, where it is one that a bell is about.
+    pub(super) fn single(&self) -> Option<(&str, &str)> {
+        match (&self.lanes[..], &self.accounts[..], &self.since[..]) {
+            ([lane], [account], [None]) => Some((lane, account)),
+            _ => None,
+        }
+    }
+
     fn push(&mut self, (lane, account): &Place, since: Option<SystemTime>) {
         self.lanes.push(lane.clone());
         self.accounts.push(account.clone());
