@@ -156,14 +156,24 @@ async fn tasks_that_nobody_decides_are_named_once_and_failed_where_the_policy_sa
              INSERT INTO decisioning_tasks (task_id, account_id, task_type, state, created_at, updated_at)
              SELECT 'task_kept_' || n, 'acct', 'create_media_buy', 'working', 1600000000, 0
              FROM generate_series(1, 120) AS n;
-             ALTER TABLE decisioning_tasks ADD CONSTRAINT kept CHECK (task_id NOT LIKE 'task_kept_%' OR state = 'working')",
+             ALTER TABLE decisioning_tasks ADD CONSTRAINT kept CHECK (task_id NOT LIKE 'task_kept_%' OR state = 'working');
+             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = 'TB001'; END $$;
+             CREATE TRIGGER refuse BEFORE UPDATE ON decisioning_tasks FOR EACH ROW WHEN (OLD.task_id = 'task_kept_7')
+             EXECUTE FUNCTION refuse()",
         )
         .await
         .unwrap();
     let environment = [
         ("TASKBELL_METRICS__SLA__CREATE_MEDIA_BUY", "1h"),
         ("TASKBELL_TASKS__FAIL_AFTER__CREATE_MEDIA_BUY", "12h"),
+        ("TASKBELL_DATABASE__STATEMENT_TIMEOUT", "1s"),
     ];
+    // Somebody forgot a transaction.
+    let mut forgotten = database.client().await;
+    let forgotten = forgotten.transaction().await.unwrap();
+    let lock = "SELECT FROM decisioning_tasks WHERE task_id = 'task_kept_1' FOR UPDATE";
+    forgotten.query_one(lock, &[]).await.unwrap();
     let daemon = Running::start(&database, &environment).await;
     let failed = eventually("the failed task", async || {
         let sql = "SELECT error FROM decisioning_tasks WHERE task_id = 'task_very_late' AND state = 'failed'";
@@ -177,7 +187,9 @@ async fn tasks_that_nobody_decides_are_named_once_and_failed_where_the_policy_sa
     })
     .await;
     let named = |task: &str| daemon.log().matches(&format!("\"task.id\":\"{task}\",\"problem\"")).count();
-    assert_eq!((named("task_kept_7"), named("task_kept_120")), (1, 1), "each is tried and named once");
+    let named = ["task_kept_1", "task_kept_7", "task_kept_120"].map(named);
+    assert_eq!(named, [1, 1, 1], "each is tried and named once");
+    forgotten.rollback().await.unwrap();
     assert!(daemon.stop().success());
     // Another process says nothing new of it.
     let again = Running::start(&database, &environment).await;

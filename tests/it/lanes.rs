@@ -310,4 +310,25 @@ async fn more_dead_letters_than_one_statement_takes_are_sent_again_one_after_the
         let apart = row.get::<_, f64>(2) - 0.001 * (pending - 1).max(0) as f64;
         assert!(apart.abs() < 0.01, "a thousand a second: {apart}");
     }
+    // Two a horizon: the third would only expire again.
+    client
+        .batch_execute(&format!(
+            "{dead}, retry_until = now() + interval '1 hour', first_attempt_at = now()
+                                    WHERE id IN (SELECT id FROM taskbell.outbox ORDER BY id LIMIT 3)"
+        ))
+        .await
+        .unwrap();
+    let slow = ["deliveries", "retry", "--all", "--rate", "0.0005"];
+    let said = super::cli::run(super::cli::taskbell(Some(&database), &slow)).await;
+    assert!(said.out.contains("\n1 would be due only after their horizon"), "{said:?}");
+    assert!(said.out.ends_with("2 webhooks are sent again\n"), "{said:?}");
+    let left: i64 = client
+        .query_one(
+            "SELECT count(*) FROM taskbell.outbox WHERE state = 'expired' AND available_at IS NULL",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(left, 1, "it stays dead");
 }

@@ -37,6 +37,7 @@ mod lanes;
 mod leases;
 mod manager;
 mod metrics;
+mod observing;
 mod pulse;
 mod rolling;
 mod sealed;

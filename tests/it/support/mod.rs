@@ -14,6 +14,7 @@ pub mod owed;
 mod scratch;
 pub mod scripted;
 pub mod tls;
+pub mod unwired;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};

@@ -1,0 +1,73 @@
+//! A worker without a database, on whatever outbox a test makes up.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use taskbell::daemon::database::tls_config;
+use taskbell::listener::{Doorbell, Ringer, wakes};
+use taskbell::metrics::TaskTypes;
+use taskbell::outbox::Outbox;
+use taskbell::webhook::{GuardPolicy, LegacyModes, Sender, SenderOptions, Signer};
+use taskbell::worker::{RetryPolicy, Worker, WorkerSettings, World};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::TestDatabase;
+use super::daemon::ring;
+
+pub struct Unwired {
+    /// Nobody rings; but somebody could.
+    _ringer: Ringer,
+    pub due_back: watch::Receiver<Instant>,
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+struct Still;
+
+impl World for Still {
+    fn chance(&self) -> f64 {
+        0.5
+    }
+    fn now(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH
+    }
+}
+
+impl Unwired {
+    pub fn start<O: Outbox>(outbox: Arc<O>) -> Self {
+        taskbell::daemon::telemetry::install_crypto();
+        let nowhere = TestDatabase::at("host=/nowhere user=nobody");
+        let sender =
+            Sender::new(tls_config(None).unwrap(), GuardPolicy::default(), &SenderOptions::default());
+        let (ringer, wakes) = wakes();
+        let stop = CancellationToken::new();
+        let (doorbell, porter) = Doorbell::new(nowhere.connector.handle(), stop.clone());
+        let signer = Arc::new(Signer::new(ring("k"), LegacyModes::default()));
+        let settings = WorkerSettings {
+            concurrency: 4,
+            per_lane: 4,
+            payload: 8 << 20,
+            linger: Duration::from_millis(20),
+            yield_for: Duration::ZERO,
+            safety_poll: Duration::from_secs(600),
+            grace: Duration::from_secs(5),
+            deadline: Duration::from_secs(5),
+            retry: RetryPolicy::default(),
+            task_types: TaskTypes::new([]),
+        };
+        let worker = Worker::new(outbox, Arc::new(Still), sender.unwrap(), signer, doorbell, wakes, settings);
+        let due_back = worker.due_back();
+        let tasks = vec![tokio::spawn(porter), tokio::spawn(worker.run(stop.clone()))];
+        Self { _ringer: ringer, due_back, stop, tasks }
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+    }
+}
