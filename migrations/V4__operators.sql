@@ -101,8 +101,8 @@ END $$;
 
 -- The dead letters that match, to be sent again: each with its key and its body, spread over time
 -- so that whoever recovers is not run over. What is past its horizon is left out unless it is said
--- otherwise; what would be due only after it stays dead, and has no next_attempt_at. A dry run only
--- shows them. For more than a statement has time for, go on behind the
+-- otherwise; what would be due only after it stays dead, and has no next_attempt_at, but keeps its
+-- place in the row. A dry run only shows them. For more than a statement has time for, go on behind the
 -- last one: `after_id` is its number, `starting` when the next one is due.
 CREATE FUNCTION taskbell.retry_deliveries(
     lane         text DEFAULT NULL,

@@ -38,15 +38,15 @@ pub(super) struct Overdue {
 struct Refused(BTreeMap<String, Instant>);
 
 impl Refused {
-    /// All but a few whose hour is over.
-    fn left_alone(&self) -> Vec<&str> {
+    /// Their names; a few whose hour is over are forgotten, and so may be tried again.
+    fn left_alone(&mut self) -> Vec<&str> {
         let mut again = AGAIN_AT_ONCE;
-        let is_left_alone = |(_, tried): &(&String, &Instant)| {
+        self.0.retain(|_, tried| {
             let over = again > 0 && tried.elapsed() >= LEFT_ALONE;
             again -= usize::from(over);
             !over
-        };
-        self.0.iter().filter(is_left_alone).map(|(task, _)| task.as_str()).collect()
+        });
+        self.0.keys().map(String::as_str).collect()
     }
 
     fn add(&mut self, task: String) {

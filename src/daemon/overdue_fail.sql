@@ -9,3 +9,5 @@ WHERE t.state IN ('submitted', 'working', 'input-required', 'auth-required')
   AND t.created_at BETWEEN 0 AND 253402300799 AND to_timestamp(t.created_at) < now() - l.seconds * interval '1 second'
   AND t.task_id <> ALL($4::text[])
 ORDER BY t.created_at LIMIT $3
+-- What somebody works on at this moment is decided, or comes again.
+FOR UPDATE OF t SKIP LOCKED

@@ -187,6 +187,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     self.slots_are_free(wanted);
                 }
                 (since, answer) = answered(&mut self.exchange.claiming) => tokio::select! {
+                    biased;
                     () = self.claimed(since, answer) => {}
                     // What was claimed has been started; only the next look was still to be decided.
                     () = stop.cancelled() => break,

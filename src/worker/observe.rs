@@ -98,7 +98,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         self.left.refused = 0;
         let was_full = self.left.waiting.len() >= MAX_WAITING / 2 - CHANGES;
-        self.left.at = (!self.left.waiting.is_empty()).then_some(now);
+        let pause = if self.left.waiting.len() >= CHANGES { Duration::ZERO } else { GATHER };
+        self.left.at = (!self.left.waiting.is_empty()).then_some(now + pause);
         if was_full {
             self.look_now();
         }
@@ -110,11 +111,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
         changes.append(&mut self.left.waiting);
         changes.sort_unstable_by_key(|change| change.id);
         let until = Instant::now() + LAST_LOOK_BACK;
-        for batch in changes.chunks(CHANGES) {
-            match timeout_at(until, self.outbox.before(batch)).await {
-                Ok(Ok(before)) => self.observe_states(batch.to_vec(), before),
-                Ok(Err(_)) | Err(_) => self.give_up_states(batch.to_vec()),
-            }
+        while !changes.is_empty() {
+            let batch = changes.len().min(CHANGES);
+            let Ok(Ok(before)) = timeout_at(until, self.outbox.before(&changes[..batch])).await else {
+                return self.give_up_states(changes);
+            };
+            self.observe_states(changes.drain(..batch).collect(), before);
         }
     }
 

@@ -1,5 +1,6 @@
 -- Who was given each lease, and whoever wrote to a row under somebody else's. Every daemon process says its name in
--- `chaos.holder`. Written in the daemons' own transactions: what a crash forgets of one it forgets of the other.
+-- `chaos.holder`. Not seen: a process that settles an old attempt under a newer lease of its own, and writes to rows that
+-- nobody holds. Cancelling what is in flight would be called wrong; nobody does that here. Written in the daemons' own transactions: what a crash forgets of one it forgets of the other.
 CREATE TABLE chaos_lease (row_id bigint, token uuid, holder text, PRIMARY KEY (row_id, token));
 CREATE TABLE chaos_settlement (row_id bigint, token uuid, holder text, wrong text);
 

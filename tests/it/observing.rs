@@ -3,24 +3,30 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use taskbell::listener::Heard;
 use taskbell::outbox::{Claimed, Entered, Outbox, OutboxError, Room, SettledRows, Settlement, Transition};
 use tokio::time::{Instant, sleep};
 
 use super::support::unwired::Unwired;
 
-/// An outbox of changes, a few for each claim, whose journal is out for a while.
+/// An outbox of changes, a few for each claim that has room for them, whose journal is out for a while.
 struct Journal {
     changes: Mutex<Vec<Vec<i64>>>,
     out_until: Instant,
-    /// The room for changes that each claim had.
-    rooms: Mutex<Vec<usize>>,
+    /// How long an answer takes.
+    takes: Duration,
     asked: Mutex<Vec<Vec<i64>>>,
+    answered: Mutex<Vec<i64>>,
 }
 
 impl Journal {
     fn of(changes: Vec<Vec<i64>>, out: Duration) -> Arc<Self> {
-        let (rooms, asked) = Default::default();
-        Arc::new(Self { changes: Mutex::new(changes), out_until: Instant::now() + out, rooms, asked })
+        Arc::new(Self::taking(Duration::ZERO, changes, out))
+    }
+
+    fn taking(takes: Duration, changes: Vec<Vec<i64>>, out: Duration) -> Self {
+        let (asked, answered) = Default::default();
+        Self { changes: Mutex::new(changes), out_until: Instant::now() + out, takes, asked, answered }
     }
 
     fn asked(&self) -> Vec<Vec<i64>> {
@@ -30,9 +36,9 @@ impl Journal {
 
 impl Outbox for Journal {
     async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
-        self.rooms.lock().unwrap().push(room.changes);
         let mut changes = self.changes.lock().unwrap();
-        let batch = if changes.is_empty() { Vec::new() } else { changes.remove(0) };
+        let fits = changes.first().is_some_and(|batch| batch.len() <= room.changes);
+        let batch = if fits { changes.remove(0) } else { Vec::new() };
         let transitions = batch.into_iter().map(|id| Transition {
             id,
             task: (1, format!("task_{id}")),
@@ -50,8 +56,14 @@ impl Outbox for Journal {
     }
 
     async fn before(&self, changes: &[Transition]) -> Result<Vec<Option<Entered>>, OutboxError> {
-        self.asked.lock().unwrap().push(changes.iter().map(|change| change.id).collect());
-        if Instant::now() < self.out_until { Err(OutboxError::Silent) } else { Ok(vec![None; changes.len()]) }
+        let ids: Vec<i64> = changes.iter().map(|change| change.id).collect();
+        self.asked.lock().unwrap().push(ids.clone());
+        sleep(self.takes).await;
+        if Instant::now() < self.out_until {
+            return Err(OutboxError::Silent);
+        }
+        self.answered.lock().unwrap().extend(ids);
+        Ok(vec![None; changes.len()])
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
@@ -98,12 +110,32 @@ async fn whoever_stops_asks_before_he_leaves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_changes_than_can_be_remembered_stay_in_the_outbox() {
+async fn what_comes_during_a_question_waits_for_company_too() {
+    let journal = Journal::taking(Duration::from_millis(50), vec![vec![1]], Duration::ZERO);
+    let journal = Arc::new(journal);
+    let worker = Unwired::start(journal.clone());
+    sleep(Duration::from_millis(130)).await;
+    assert_eq!(journal.asked(), [[1]]);
+    for id in [2, 3] {
+        journal.changes.lock().unwrap().push(vec![id]);
+        worker.ringer.say(Heard { anywhere: true, ..Heard::default() });
+        sleep(Duration::from_millis(50)).await;
+    }
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(journal.asked(), [vec![1], vec![2, 3]]);
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_changes_than_can_be_remembered_stay_in_the_outbox_until_there_is_room() {
     let many = (0..100).map(|batch| (batch * 500..(batch + 1) * 500).collect()).collect();
     let journal = Journal::of(many, Duration::from_secs(60));
     let worker = Unwired::start(journal.clone());
-    sleep(Duration::from_secs(30)).await;
-    let rooms = journal.rooms.lock().unwrap().clone();
-    assert_eq!((rooms[0], rooms.iter().min()), (500, Some(&0)));
+    sleep(Duration::from_secs(50)).await;
+    let left = journal.changes.lock().unwrap().len();
+    assert!((85..95).contains(&left), "the outbox keeps {left} of a hundred");
+    // Long before the safety poll.
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(*journal.answered.lock().unwrap(), (0..50_000).collect::<Vec<i64>>(), "each once");
     worker.stop().await;
 }

@@ -18,8 +18,7 @@ use super::TestDatabase;
 use super::daemon::ring;
 
 pub struct Unwired {
-    /// Nobody rings; but somebody could.
-    _ringer: Ringer,
+    pub ringer: Ringer,
     pub due_back: watch::Receiver<Instant>,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
@@ -61,7 +60,7 @@ impl Unwired {
         let worker = Worker::new(outbox, Arc::new(Still), sender.unwrap(), signer, doorbell, wakes, settings);
         let due_back = worker.due_back();
         let tasks = vec![tokio::spawn(porter), tokio::spawn(worker.run(stop.clone()))];
-        Self { _ringer: ringer, due_back, stop, tasks }
+        Self { ringer, due_back, stop, tasks }
     }
 
     pub async fn stop(self) {

@@ -45,8 +45,7 @@ impl NativeOutbox {
         let (journal, claim) = tokio::try_join!(client.prepare_cached(JOURNAL), client.prepare_cached(text))?;
         let lease = Lease { token: Uuid::new_v4(), until: Instant::now() + self.lease };
         let ask = Ask { client, claim, room, lease };
-        // In this order on the wire: the journal's statement runs first, so that the change
-        // before a terminal one is in the journal when its end is claimed.
+        // Both are on the wire at once; the database runs one after the other.
         let changes = count(room.changes);
         let journal_parameters: [&(dyn ToSql + Sync); 1] = [&changes];
         let transitions = async {
@@ -72,8 +71,9 @@ impl NativeOutbox {
         }
         match brought {
             Ok(brought) => {
-                let found: HashSet<&Place> = brought.places.iter().map(|found| &found.place).collect();
-                claimed.missed = visit.is_some_and(|visit| visit.lanes.len() > found.len());
+                let found: HashSet<i64> = brought.places.iter().map(|found| found.bell).collect();
+                claimed.missed = matches!(&room.look, Look::At { places, .. }
+                                          if !places.iter().all(|bell| found.contains(bell)));
                 self.places().learn(brought.places.into_iter());
                 claimed.transitions.extend(brought.transitions);
                 claimed.claims = brought.claims;
