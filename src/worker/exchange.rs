@@ -1,6 +1,7 @@
 //! The exchanges with the database, at most one of each kind under way: a claim fills free slots, a
-//! settle writes what has ended, who is asleep asks how things stand, and the journal is asked what was before. Each is a task of its own, on a
-//! connection of its own, so that the database works on them while attempts are on the wire.
+//! settle writes what has ended, who is asleep asks how things stand, and the journal is asked what was
+//! before. Each is a task of its own, on a connection of its own, so that the database works on them while
+//! attempts are on the wire.
 
 use std::time::Duration;
 

@@ -9,6 +9,7 @@ use taskbell::webhook::FailureReason;
 use taskbell::worker::RetryPolicy;
 
 use super::support::daemon::{Daemon, delivery, delivery_in};
+use super::support::owed::room;
 use super::support::receiver::Receiver;
 use super::support::{self, TestDatabase, complete, eventually, issue};
 
@@ -206,10 +207,6 @@ async fn a_stop_gives_back_what_hangs_without_burning_an_attempt() {
     let owed = delivery(&client, "task_a").await;
     assert_eq!((owed["state"].as_str(), owed["attempt_count"].as_i64()), (Some("pending"), Some(0)));
     assert!(owed["first_attempt_at"].is_null());
-}
-
-fn room(rows: usize) -> Room {
-    Room::of(rows, 8)
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use taskbell::outbox::{
-    Attempt, Claim, NativeOptions, NativeOutbox, Outbox, OutboxError, Room, Settlement, Verdict,
+    Attempt, Claim, NativeOptions, NativeOutbox, Outbox, OutboxError, Settlement, Verdict,
 };
 use taskbell::task::UrlSchemes;
 use taskbell::webhook::FailureReason;
@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use super::support::daemon::{Daemon, delivery, delivery_in};
+use super::support::owed::room;
 use super::support::proxy::Weather;
 use super::support::receiver::Receiver;
 use super::support::{self, TestDatabase, complete, eventually, issue};
@@ -32,10 +33,6 @@ async fn free_disk(client: &Client, table: &str) {
 
 fn outbox(database: &TestDatabase) -> NativeOutbox {
     support::daemon::outbox(database, Arc::default())
-}
-
-fn room(rows: usize) -> Room {
-    Room::of(rows, 8)
 }
 
 fn settle(claim: &Claim, verdict: Verdict, attempted: bool) -> Settlement {

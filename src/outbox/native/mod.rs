@@ -1,8 +1,9 @@
 //! Our own outbox: rows that the triggers wrote, rendered from what they hold.
 //!
-//! A batch costs two statements to claim and two to settle, each pair pipelined on one
-//! connection; a bell one, or two where more than one row is due at its place. A claim changes no column that an index has, so rows in flight stand where
-//! they stood when they were due: what a daemon left behind that died is found there first.
+//! A batch costs two statements to claim and two to settle, each pair pipelined on one connection; a bell
+//! costs one to claim, or two where more than one row is due at its place. A claim changes no column that
+//! an index has, so rows in flight stand where they stood when they were due: what a daemon left behind
+//! that died is found there first.
 
 mod claim;
 mod prepare;
