@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::bed::{Bed, RESULT_BYTES, tidy};
+use super::cost::{COUNTING, count_statements, statements};
 use super::drain::drained;
 use super::latency::complete_evenly;
 use super::table::{Table, thousands};
@@ -37,12 +38,14 @@ pub async fn history(rounds: usize) -> Table {
 }
 
 /// A session that has looked once and then stays in its transaction, for so many minutes under load.
-pub async fn snapshot(minutes: u64) -> Table {
+/// The drains, and what their statements cost.
+pub async fn snapshot(minutes: u64) -> Vec<Table> {
     let mut table = Table::new(
         "Held snapshot: 500 commits a second, then a drain of 50,000",
         &["another session's transaction", "webhooks/s", "of none"],
     );
-    let mut bed = Bed::new(DESTINATIONS).await;
+    let mut costs = Vec::new();
+    let mut bed = Bed::with(DESTINATIONS, &COUNTING).await;
     let client = bed.client().await;
     let load = PER_SECOND * 60 * i64::try_from(minutes).unwrap();
     let mut free = 0.0;
@@ -66,15 +69,19 @@ pub async fn snapshot(minutes: u64) -> Table {
         bed.settled(&client).await;
         daemon.stop();
         bed.complete(&client, "owed_", RESULT_BYTES).await;
+        count_statements(&client).await;
         let rate = OWED as f64 / drained(&mut bed, &client, OWED as usize, &[]).await.as_secs_f64();
         let whose = if held { format!("open for {minutes} minutes") } else { "none".to_owned() };
+        let title = format!("Held snapshot: statements of the drain, another's transaction: {whose}");
+        costs.push(statements(&title, &client, OWED as usize).await);
         if !held {
             free = rate;
         }
         table.row([whose, thousands(rate), format!("{:.2}", rate / free)]);
         drop(other);
     }
-    table
+    costs.insert(0, table);
+    costs
 }
 
 const PER_SECOND: i64 = 500;

@@ -65,7 +65,7 @@ fn main() {
             tables.push(conditions::history(2).await);
         }
         if wanted("snapshot") {
-            tables.push(conditions::snapshot(minutes()).await);
+            tables.extend(conditions::snapshot(minutes()).await);
         }
         if wanted("backlog") {
             tables.push(conditions::backlog().await);

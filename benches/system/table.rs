@@ -2,14 +2,14 @@
 
 /// Rows of what was measured.
 pub struct Table {
-    title: &'static str,
+    title: String,
     columns: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub fn new(title: &'static str, columns: &[&'static str]) -> Self {
-        Self { title, columns: columns.to_vec(), rows: Vec::new() }
+    pub fn new(title: impl Into<String>, columns: &[&'static str]) -> Self {
+        Self { title: title.into(), columns: columns.to_vec(), rows: Vec::new() }
     }
 
     /// Adds a row, and shows it at once.

@@ -223,10 +223,15 @@ pub enum DatabaseError {
     Pool,
 }
 
-/// Commits do not wait for the disk, and counting a backlog for a gauge leaves the other cores to others. Our statements are prepared and their best plan does not
-/// depend on their parameters: planning one anew would cost as much as running it.
-const SETTINGS: &str = "-c synchronous_commit=off -c plan_cache_mode=force_generic_plan -c jit=off \
-                        -c max_parallel_workers_per_gather=0";
+/// - Commits do not wait for the disk.
+/// - Our statements are prepared and their best plan does not depend on their parameters: planning one anew would
+///   cost as much as running it.
+/// - Each is made for an index, and reads it in its order. The outbox is empty at times, and is so to PostgreSQL's
+///   statistics while a backlog comes in or a held snapshot keeps what is dead: planned then, a claim reads the
+///   whole table, or sorts all of it, once for each place; and goes on so for as long as the plan is kept.
+/// - Counting a backlog for a gauge leaves the other cores to others.
+const SETTINGS: &str = "-c synchronous_commit=off -c plan_cache_mode=force_generic_plan -c enable_seqscan=off \
+                        -c enable_bitmapscan=off -c jit=off -c max_parallel_workers_per_gather=0";
 /// So that the server, too, notices within half a minute that we vanished: what a vanished
 /// session holds (row locks, the doorbell's lock) would otherwise be held for hours.
 const LET_GO: &str = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 \

@@ -24,6 +24,7 @@ mod guard;
 mod hostile;
 mod layers;
 mod page;
+mod plans;
 mod pooler;
 mod prometheus;
 mod properties;

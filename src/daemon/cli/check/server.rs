@@ -86,9 +86,11 @@ fn settings(isolation: &str, fsync: bool, ours_are_kept: bool, found: &mut Findi
     if !ours_are_kept {
         found.warn(
             "settings",
-            "the session has not taken our settings: commits wait for the disk, and statements have no end of their own",
+            "the session has not taken our settings: commits wait for the disk, statements have no end of their own, \
+             and claims may read whole tables",
             "a pooler drops them: ALTER ROLE … SET synchronous_commit = off, statement_timeout = '30s', \
-             plan_cache_mode = force_generic_plan, idle_in_transaction_session_timeout = '1min' for the daemon's role",
+             plan_cache_mode = force_generic_plan, enable_seqscan = off, enable_bitmapscan = off, \
+             idle_in_transaction_session_timeout = '1min' for the daemon's role",
         );
     }
 }
