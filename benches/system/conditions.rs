@@ -52,7 +52,6 @@ pub async fn snapshot(minutes: u64) -> Vec<Table> {
     for held in [false, true] {
         bed.empty(&client).await;
         bed.tasks_at(&client, "owed_", OWED, "ok", &bed.receiver.ports).await;
-        bed.tasks(&client, load).await;
         bed.journaled(&client).await;
         tidy(&client).await;
         let other = bed.client().await;
@@ -60,6 +59,7 @@ pub async fn snapshot(minutes: u64) -> Vec<Table> {
             let look = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM taskbell.schema_version";
             other.batch_execute(look).await.unwrap();
         }
+        bed.tasks(&client, load).await;
         let daemon = bed.daemon(&[]).await;
         bed.receiver.forget();
         let between = Duration::from_secs(1) / u32::try_from(PER_SECOND).unwrap();

@@ -69,7 +69,8 @@ impl Connector {
     /// # Errors
     /// As [`Connector::pool`].
     pub fn durable_pool(&self) -> Result<Pool, DatabaseError> {
-        Self { max_connections: 1, ..self.durable() }.pool()
+        let durable = self.durable();
+        durable.pool_of(durable.config.clone(), 1)
     }
 
     /// One connection outside the pool.
@@ -105,18 +106,21 @@ impl Connector {
         })
     }
 
-    /// A pool that opens connections when they are needed.
+    /// The pool for claims and settles, which opens connections when they are needed.
     ///
     /// # Errors
     /// [`DatabaseError::Pool`] when it cannot be built.
     pub fn pool(&self) -> Result<Pool, DatabaseError> {
-        let manager = Manager::from_config(
-            self.config.clone(),
-            self.tls.clone(),
-            ManagerConfig { recycling_method: RecyclingMethod::Fast },
-        );
-        Pool::builder(manager)
-            .max_size(self.max_connections)
+        let mut config = self.config.clone();
+        let options = format!("{BY_INDEX} {}", config.get_options().unwrap_or_default());
+        config.options(options);
+        self.pool_of(config, self.max_connections)
+    }
+
+    fn pool_of(&self, config: tokio_postgres::Config, connections: usize) -> Result<Pool, DatabaseError> {
+        let recycle = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        Pool::builder(Manager::from_config(config, self.tls.clone(), recycle))
+            .max_size(connections)
             .wait_timeout(Some(CONNECT_TIMEOUT))
             .create_timeout(Some(self.patience()))
             .runtime(Runtime::Tokio1)
@@ -226,12 +230,13 @@ pub enum DatabaseError {
 /// - Commits do not wait for the disk.
 /// - Our statements are prepared and their best plan does not depend on their parameters: planning one anew would
 ///   cost as much as running it.
-/// - Each is made for an index, and reads it in its order. The outbox is empty at times, and is so to PostgreSQL's
-///   statistics while a backlog comes in or a held snapshot keeps what is dead: planned then, a claim reads the
-///   whole table, or sorts all of it, once for each place; and goes on so for as long as the plan is kept.
 /// - Counting a backlog for a gauge leaves the other cores to others.
-const SETTINGS: &str = "-c synchronous_commit=off -c plan_cache_mode=force_generic_plan -c enable_seqscan=off \
-                        -c enable_bitmapscan=off -c jit=off -c max_parallel_workers_per_gather=0";
+const SETTINGS: &str = "-c synchronous_commit=off -c plan_cache_mode=force_generic_plan -c jit=off \
+                        -c max_parallel_workers_per_gather=0";
+/// Each statement is made for an index, and reads it in its order. The outbox is empty at times, and is so to
+/// PostgreSQL's statistics while a backlog comes in or a held snapshot keeps what is dead: planned then, a claim
+/// reads the whole table, or sorts all of it, once for each place; and goes on so for as long as the plan is kept.
+const BY_INDEX: &str = "-c enable_seqscan=off -c enable_bitmapscan=off";
 /// So that the server, too, notices within half a minute that we vanished: what a vanished
 /// session holds (row locks, the doorbell's lock) would otherwise be held for hours.
 const LET_GO: &str = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 \

@@ -89,11 +89,15 @@ impl Desk {
     /// A connection of the pool that got the lock.
     async fn sit_down(&self) -> Result<Option<ClientWrapper>, String> {
         let client = Loan::of(&self.pool).await.map_err(|error| error.to_string())?;
-        let end_when_idle = format!("SET idle_session_timeout = {}", self.lapse.as_millis());
+        // What counts reads whole tables.
+        let settings = format!(
+            "SET idle_session_timeout = {}; SET enable_seqscan = on; SET enable_bitmapscan = on",
+            self.lapse.as_millis()
+        );
         let ours = patiently(self.patience, async {
             let ours = has_turn(&client).await?;
             if ours {
-                client.batch_execute(&end_when_idle).await?;
+                client.batch_execute(&settings).await?;
             }
             Ok(ours)
         });

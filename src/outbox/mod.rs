@@ -194,6 +194,9 @@ impl Room {
 pub enum Look {
     /// Everywhere: what it does not find, nobody may claim now.
     Whole,
+    /// Everywhere, but where many rows have come from only past those, except at some of these places in turn. No
+    /// proof of anything; what one such look misses, a later one finds.
+    Wide,
     /// Where rows have come from lately, and only past those: quick, but no proof of anything.
     Quick,
     /// Where the bell said.

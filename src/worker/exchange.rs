@@ -217,7 +217,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 }
                 self.exchange.more = self.exchange.room > 0
                     && (claimed.claims.len() >= self.exchange.room || bytes >= self.exchange.room_bytes);
-                if look == Look::Whole {
+                if matches!(look, Look::Whole | Look::Wide) {
                     self.exchange.more_elsewhere = self.exchange.more;
                 }
                 self.start(claimed);
@@ -229,6 +229,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         self.publish_outbox_up();
         if let Some(error) = fault {
             tracing::error!(error = %chain(&error), "the outbox could not be read");
+            self.pace(&look, since.elapsed());
             self.next_look = Instant::now() + OUTAGE_PAUSE;
             return;
         }

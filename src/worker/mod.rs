@@ -89,7 +89,9 @@ pub struct Worker<O, W> {
     exchange: Exchange,
     left: Left,
     next_look: Instant,
-    /// When we look at everything, however much we know.
+    /// When we look everywhere, however much we know.
+    next_wide: Instant,
+    /// When we may look at everything: what others' transactions keep can make that long.
     next_whole: Instant,
     /// What the bell rang for while we were asleep.
     heard: Heard,
@@ -136,6 +138,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             exchange: Exchange::default(),
             left: Left::default(),
             next_look: Instant::now(),
+            next_wide: Instant::now(),
             next_whole: Instant::now(),
             heard: Heard::default(),
             next_question: None,

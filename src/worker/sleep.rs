@@ -80,29 +80,44 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if self.is_resting() {
             return None;
         }
-        // While we are awake only every now and then at everything.
-        if now >= self.next_look && self.phase == Phase::Awake && now < self.next_whole {
+        let it_is_time = now >= self.next_look;
+        // While we are awake only every now and then everywhere.
+        if it_is_time && self.phase == Phase::Awake && now < self.next_wide {
             return Some(Look::Quick);
         }
         let heard = std::mem::take(&mut self.heard);
-        if now < self.next_look && heard.is_nothing() {
+        if !it_is_time && heard.is_nothing() {
             return None;
         }
-        // Only a look at everything can say that it is time to sleep.
-        let asleep = matches!(self.phase, Phase::Asleep { .. });
-        if now >= self.next_look || !asleep {
-            return Some(Look::Whole);
+        match self.phase {
+            Phase::Asleep { .. } | Phase::Settling { .. } if !it_is_time => {
+                Some(Look::At { places: heard.places.into_iter().collect(), changes: heard.changes })
+            }
+            // Only a look at everything can say that it is time to sleep, or that there is nothing.
+            Phase::Asleep { .. } | Phase::Settling { passed: true, .. } if now >= self.next_whole => {
+                Some(Look::Whole)
+            }
+            _ => Some(Look::Wide),
         }
-        Some(Look::At { places: heard.places.into_iter().collect(), changes: heard.changes })
+    }
+
+    /// A look everywhere took so long: when the next ones may be.
+    pub(super) fn pace(&mut self, look: &Look, took: Duration) {
+        let now = Instant::now();
+        let rest = (took * WIDE_REST).max(MIN_WIDE_PAUSE);
+        if *look == Look::Whole {
+            self.next_whole = now + rest.min(MAX_WHOLE_PAUSE);
+        }
+        if matches!(look, Look::Whole | Look::Wide) {
+            self.next_wide = now + rest.min(MAX_WIDE_PAUSE);
+        }
     }
 
     /// Decides when to look next, after a look that took so long.
     pub(super) async fn after(&mut self, look: &Look, found: bool, took: Duration) -> Instant {
         let now = Instant::now();
         let by_bell = matches!(look, Look::At { .. });
-        if *look == Look::Whole {
-            self.next_whole = now + (took * WHOLE_REST).clamp(MIN_WHOLE_PAUSE, MAX_WHOLE_PAUSE);
-        }
+        self.pace(look, took);
         if found {
             let asleep = matches!(self.phase, Phase::Asleep { .. });
             if asleep && !by_bell && now >= self.alarm.1 {
@@ -116,8 +131,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
             }
             return match self.phase {
                 // The bell is not silent: whatever is committed from now on rings.
-                Phase::Asleep { .. } if by_bell && !self.exchange.missed => self.next_look,
-                Phase::Asleep { .. } if by_bell => self.next_look.min(now + CALM),
+                Phase::Asleep { .. } | Phase::Settling { .. } if by_bell && !self.exchange.missed => {
+                    self.next_look
+                }
+                Phase::Asleep { .. } | Phase::Settling { .. } if by_bell => self.next_look.min(now + CALM),
                 Phase::Asleep { .. } => now + CALM,
                 // Rows may already wait behind the ones just taken.
                 _ if self.attempts.len() < self.settings.concurrency => now,
@@ -126,7 +143,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         match self.phase {
             Phase::Awake if *look == Look::Quick && self.exchange.more_elsewhere => {
-                self.next_whole = now;
+                self.next_wide = now;
                 now
             }
             Phase::Awake if now - self.last_busy < self.settings.linger => now + LINGER_POLL.max(took),
@@ -138,7 +155,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 }
                 Err(_) => now + OUTAGE_PAUSE,
             },
+            // A closed circuit, or somebody else took it; or a transaction at another place.
+            Phase::Asleep { .. } | Phase::Settling { .. } if by_bell => self.next_look.min(now + CALM),
             // The horizon had passed before the look that found nothing: nobody is silent any more.
+            Phase::Settling { passed: true, .. } if *look != Look::Whole => {
+                self.next_whole.min(now + MAX_SETTLING_PAUSE)
+            }
             Phase::Settling { passed: true, .. } => {
                 tracing::debug!("asleep");
                 self.phase = Phase::Asleep { watchful: false };
@@ -151,8 +173,6 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 self.phase = Phase::Settling { horizon, pause: pause_next, passed };
                 if passed { now } else { now + pause }
             }
-            // A closed circuit, or somebody else took it; or a transaction at another place.
-            Phase::Asleep { .. } if by_bell => self.next_look.min(now + CALM),
             Phase::Asleep { .. } => {
                 self.ask_when_due(now);
                 now + self.settings.safety_poll
@@ -252,10 +272,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if matches!(self.phase, Phase::Asleep { .. }) {
             // Whoever else heard that bell has asked for silence by then, if at all.
             self.next_question.get_or_insert(now + CALM);
-            if !heard.anywhere {
-                self.heard.extend(heard);
-                return;
-            }
+        }
+        if self.phase != Phase::Awake && !heard.anywhere {
+            self.heard.extend(heard);
+            return;
         }
         self.look_now();
     }
@@ -282,10 +302,11 @@ const BRISK: Duration = Duration::from_secs(1);
 const MANY_IN_LINE: i64 = 2;
 /// While the bell is silent we are the only ones who look.
 const LINGER_POLL: Duration = Duration::from_millis(2);
-/// A look at everything is paid with so many times its length of looks at what is known.
-const WHOLE_REST: u32 = 8;
-const MIN_WHOLE_PAUSE: Duration = Duration::from_millis(10);
-const MAX_WHOLE_PAUSE: Duration = Duration::from_secs(2);
+/// A look everywhere is paid with so many times its length of looks at what is known.
+const WIDE_REST: u32 = 8;
+const MIN_WIDE_PAUSE: Duration = Duration::from_millis(10);
+const MAX_WIDE_PAUSE: Duration = Duration::from_secs(2);
+const MAX_WHOLE_PAUSE: Duration = Duration::from_secs(60);
 const MIN_SETTLING_PAUSE: Duration = Duration::from_millis(2);
 /// A seller's long transaction holds the horizon back; looking more often does not end it.
 const MAX_SETTLING_PAUSE: Duration = Duration::from_secs(1);

@@ -47,5 +47,6 @@ mod sellers;
 mod sending;
 mod states;
 mod traces;
+mod walks;
 mod watch;
 mod why;

@@ -1,8 +1,8 @@
 -- Moves state changes that nobody is owed a webhook for into the journal and hands them out,
 -- each once.
--- $1 rows at most
+-- $1 rows at most, $2 the number after which one matters
 WITH seen AS (
-    SELECT id FROM taskbell.outbox WHERE lane IS NULL ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED
+    SELECT id FROM taskbell.outbox WHERE lane IS NULL AND id > $2::bigint ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM taskbell.outbox o USING seen WHERE o.id = seen.id
     RETURNING o.id, o.watch_id, o.task_id, nullif(o.account_id, ''), o.task_type, o.from_state, o.to_state,

@@ -39,11 +39,18 @@ pub async fn seal_registrations(
     let mut client = Loan::of(pool).await?;
     loop {
         let transaction = client.transaction().await?;
-        let statement = transaction.prepare_cached(PLAIN).await?;
-        let old_too = which == Which::PlainAndOldKeys;
         // Rows that cannot be opened come again with every look: look past them.
         let limit = ROWS + i64::try_from(done.unopenable).unwrap_or(i64::MAX - ROWS);
-        let rows = transaction.query(&statement, &[&current, &old_too, &limit]).await?;
+        let rows = match which {
+            Which::Plain => {
+                let statement = transaction.prepare_cached(PLAIN).await?;
+                transaction.query(&statement, &[&limit]).await?
+            }
+            Which::PlainAndOldKeys => {
+                let statement = transaction.prepare_cached(OLD_KEYS).await?;
+                transaction.query(&statement, &[&limit, &current]).await?
+            }
+        };
         let (mut watch_ids, mut task_ids) = (Vec::new(), Vec::new());
         let (mut ciphertexts, mut nonces) = (Vec::new(), Vec::new());
         let mut unopenable = 0;
@@ -100,6 +107,7 @@ fn seal(row: &Row, keys: &SealingKeys) -> Option<Sealed> {
 }
 
 const PLAIN: &str = include_str!("plain.sql");
+const OLD_KEYS: &str = include_str!("old_keys.sql");
 const SEAL: &str = include_str!("seal.sql");
 /// A short transaction, so that a seller who registers never waits long for a row.
 const ROWS: i64 = 200;

@@ -4,4 +4,3 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
        extract(epoch FROM clock_timestamp())::float8, current_setting('default_transaction_isolation'),
        current_setting('fsync')::boolean, current_setting('statement_timeout') <> '0'
            AND current_setting('plan_cache_mode') = 'force_generic_plan'
-           AND NOT current_setting('enable_seqscan')::boolean AND NOT current_setting('enable_bitmapscan')::boolean

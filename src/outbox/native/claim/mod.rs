@@ -2,6 +2,7 @@
 //!
 //! The three differ in where they look and what that costs; what they take and show is one text.
 
+mod changes;
 mod places;
 
 use std::collections::HashSet;
@@ -19,7 +20,8 @@ use uuid::Uuid;
 use super::{NativeOutbox, transition};
 use crate::outbox::{Claim, Claimed, Lane, LeaseToken, Look, OutboxError, Room, RowId, Transition, count};
 
-use places::{Found, Place, Places, Visit};
+use changes::Changes;
+use places::{Found, MAX_PLACES, Place, Places, Visit, Way};
 
 /// What a daemon remembers from one claim to the next. None of it has to be right.
 #[derive(Default)]
@@ -27,18 +29,20 @@ pub(super) struct Memory {
     /// Where the last walk ended; the next one goes on after it.
     cursor: Mutex<Option<Place>>,
     places: Mutex<Places>,
+    changes: Mutex<Changes>,
 }
 
 impl NativeOutbox {
     /// Moves transitions into the journal and claims rows, each as far as its statement succeeded.
     pub(super) async fn take(&self, client: &Object, room: &Room) -> Result<Claimed, OutboxError> {
         let visit = match &room.look {
-            Look::Whole => None,
+            Look::Whole | Look::Wide => None,
             Look::Quick => Some(self.places().round()),
             Look::At { places, .. } => self.places().rung(places),
         };
+        let rung = matches!(room.look, Look::At { .. });
         let text = match &visit {
-            Some(visit) if visit.single().is_some() => ONE,
+            Some(visit) if rung && visit.single().is_some() => ONE,
             Some(_) => AT_PLACES,
             None => EVERYWHERE,
         };
@@ -46,34 +50,33 @@ impl NativeOutbox {
         let lease = Lease { token: Uuid::new_v4(), until: Instant::now() + self.lease };
         let ask = Ask { client, claim, room, lease };
         // Both are on the wire at once; the database runs one after the other.
-        let changes = count(room.changes);
-        let journal_parameters: [&(dyn ToSql + Sync); 1] = [&changes];
         let transitions = async {
             match room.look {
                 _ if room.changes == 0 => Ok(Vec::new()),
                 Look::At { changes: false, .. } => Ok(Vec::new()),
-                _ => client.query(&journal, &journal_parameters).await,
+                _ => self.changes(client, &journal, room).await,
             }
         };
         let (transitions, brought) = tokio::join!(transitions, async {
             match &visit {
                 _ if room.rows == 0 => Ok(Brought::default()),
                 Some(visit) if visit.lanes.is_empty() => Ok(Brought::default()),
-                Some(visit) => self.visit(&ask, visit).await,
+                Some(visit) if text == ONE => self.single(&ask, visit).await,
+                Some(visit) => self.visit(&ask, &ask.claim, visit).await,
                 None => self.walk(&ask).await,
             }
         });
         // Each commits by itself: what one of them gave counts although the other failed.
         let mut claimed = Claimed::default();
         match transitions {
-            Ok(rows) => claimed.transitions.extend(rows.iter().map(transition)),
+            Ok(transitions) => claimed.transitions.extend(transitions),
             Err(error) => claimed.fault = Some(error.into()),
         }
         match brought {
             Ok(brought) => {
                 let found: HashSet<i64> = brought.places.iter().map(|found| found.bell).collect();
                 claimed.missed = matches!(&room.look, Look::At { places, .. }
-                                          if !places.iter().all(|bell| found.contains(bell)));
+                                          if brought.partial || !places.iter().all(|bell| found.contains(bell)));
                 self.places().learn(brought.places.into_iter());
                 claimed.transitions.extend(brought.transitions);
                 claimed.claims = brought.claims;
@@ -85,16 +88,51 @@ impl NativeOutbox {
         Ok(claimed)
     }
 
+    /// The state changes that nobody is owed a webhook for, moved into the journal.
+    async fn changes(
+        &self,
+        client: &Object,
+        journal: &Statement,
+        room: &Room,
+    ) -> Result<Vec<Transition>, tokio_postgres::Error> {
+        let past = match room.look {
+            Look::Whole => None,
+            Look::Wide => self.past_changes().past(true),
+            Look::Quick | Look::At { .. } => self.past_changes().past(false),
+        };
+        let began = Instant::now();
+        let rows = client.query(journal, &[&count(room.changes), &past.unwrap_or(0)]).await?;
+        if past.is_none() {
+            self.past_changes().read_all(began.elapsed());
+        }
+        let transitions: Vec<Transition> = rows.iter().map(transition).collect();
+        if let Some(newest) = transitions.last() {
+            self.past_changes().handed_out(newest.id);
+        }
+        Ok(transitions)
+    }
+
     /// Claims everywhere, a part of it at a time, until there is something.
     async fn walk(&self, ask: &Ask<'_>) -> Result<Brought, tokio_postgres::Error> {
         let mut from_the_first = self.cursor().is_none();
         // As many as there is room for rows; more where they have none.
-        let mut places = count(ask.room.rows).clamp(MIN_PLACES, MAX_PLACES);
+        let mut places = ask.room.rows.clamp(MIN_PLACES, MAX_PLACES);
         loop {
             let after = self.cursor().clone();
+            let way = match ask.room.look {
+                Look::Whole => Way::default(),
+                _ => self.places().on_the_way(after.as_ref(), places, |lane| ask.room.is_full(lane)),
+            };
             let (lane, account) = after.as_ref().map(|(lane, account)| (lane, account)).unzip();
-            let brought = self.ask(ask, &ask.claim, places, &[&lane, &account]).await?;
+            let past = &way.past;
+            let where_to: [&(dyn ToSql + Sync); 5] =
+                [&lane, &account, &past.lanes, &past.accounts, &past.since];
+            let began = Instant::now();
+            let brought = self.ask(ask, &ask.claim, count(places), &where_to).await;
+            let brought = brought.inspect_err(|_| self.places().walked(&way, None, began.elapsed()))?;
             let at_the_end = brought.all;
+            let reading = brought.took.saturating_sub(TAKING * brought.rows());
+            self.places().walked(&way, brought.last.as_ref().filter(|_| !at_the_end), reading);
             *self.cursor() = brought.last.clone().filter(|_| !at_the_end);
             if !brought.claims.is_empty() || (at_the_end && from_the_first) {
                 return Ok(brought);
@@ -104,23 +142,41 @@ impl NativeOutbox {
         }
     }
 
-    /// Claims at known places.
-    async fn visit(&self, ask: &Ask<'_>, visit: &Visit) -> Result<Brought, tokio_postgres::Error> {
-        let mut at_places = ask.claim.clone();
-        if let Some((lane, account)) = visit.single() {
-            if ask.room.is_full(lane) {
-                return Ok(Brought::default());
+    /// Claims at the only place that a bell is about.
+    async fn single(&self, ask: &Ask<'_>, visit: &Visit) -> Result<Brought, tokio_postgres::Error> {
+        let Some((lane, account, mut since)) = visit.single() else { return Ok(Brought::default()) };
+        if ask.room.is_full(lane) {
+            return Ok(Brought::default());
+        }
+        let retries = ask.room.retries > 0;
+        loop {
+            let place: [&(dyn ToSql + Sync); 4] = [&lane, &account, &retries, &since];
+            let mut brought = self.lease(ask.client, &ask.claim, ask.lease, &place).await?;
+            if brought.more {
+                let at_places = ask.client.prepare_cached(AT_PLACES).await?;
+                brought = self.visit(ask, &at_places, &Visit::of(lane, account, since)).await?;
+            } else if since.is_none() {
+                self.places().read_all(&(lane.to_owned(), account.to_owned()), brought.took);
             }
-            let retries = ask.room.retries > 0;
-            let brought = self.lease(ask.client, &ask.claim, ask.lease, &[&lane, &account, &retries]).await?;
-            if !brought.more {
+            brought.partial = since.is_some();
+            // The bell may be about a row that was due before others that we have seen.
+            if !brought.claims.is_empty() || since.take().is_none() {
                 return Ok(brought);
             }
-            at_places = ask.client.prepare_cached(AT_PLACES).await?;
         }
+    }
+
+    /// Claims at known places.
+    async fn visit(
+        &self,
+        ask: &Ask<'_>,
+        at_places: &Statement,
+        visit: &Visit,
+    ) -> Result<Brought, tokio_postgres::Error> {
         let places = count(visit.lanes.len()) + 1;
-        let brought =
-            self.ask(ask, &at_places, places, &[&visit.lanes, &visit.accounts, &visit.since]).await?;
+        let mut brought =
+            self.ask(ask, at_places, places, &[&visit.lanes, &visit.accounts, &visit.since]).await?;
+        brought.partial = visit.is_partial();
         if let Some(last) = &brought.last {
             self.places().visited(last);
         }
@@ -163,6 +219,7 @@ impl NativeOutbox {
                 brought.last = Some((row.get(VISITED_ALL + 1), row.get(VISITED_ALL + 2)));
                 brought.recorded = row.get(UNSEEN + 3);
                 brought.more = row.get(UNSEEN + 4);
+                brought.took = Duration::from_secs_f64(row.get::<_, f64>(UNSEEN + 5).max(0.0));
             }
             if row.get::<_, Option<i64>>(0).is_none() {
                 break;
@@ -204,6 +261,10 @@ impl NativeOutbox {
         self.memory.cursor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn past_changes(&self) -> MutexGuard<'_, Changes> {
+        self.memory.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn places(&self) -> MutexGuard<'_, Places> {
         self.memory.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,6 +295,16 @@ struct Brought {
     last: Option<Place>,
     recorded: Option<i64>,
     more: bool,
+    /// How long the database took.
+    took: Duration,
+    /// Rows that were due before others that we have seen may be there.
+    partial: bool,
+}
+
+impl Brought {
+    fn rows(&self) -> u32 {
+        u32::try_from(self.claims.len()).unwrap_or(u32::MAX)
+    }
 }
 
 const JOURNAL: &str = include_str!("../journal.sql");
@@ -252,9 +323,10 @@ const AT_PLACES: &str = concat!(
     include_str!("shown.sql")
 );
 const ONE: &str = concat!(include_str!("one.sql"), include_str!("lease.sql"), include_str!("shown.sql"));
-/// Places that one statement of a walk visits: some five microseconds of index look-ups each.
-const MIN_PLACES: i64 = 16;
-const MAX_PLACES: i64 = 512;
+/// Places that the first statement of a walk visits.
+const MIN_PLACES: usize = 16;
+/// What taking a row costs in a walk, at a generous guess.
+const TAKING: Duration = Duration::from_micros(200);
 /// Columns of shown.sql.
 const LANE: usize = 8;
 const ACCOUNT: usize = 22;

@@ -1,12 +1,14 @@
 -- The single row that is due at one place: as a rule that is what a bell is about, and it takes a third of the time of
 -- rows.sql. Nothing is taken where there is more, or where the place recovers: `more` says so. After it come
 -- lease.sql and shown.sql.
--- $4 lane, $5 account there, $6 whether the row may have failed before
+-- $4 lane, $5 account there, $6 whether the row may have failed before, $7 the due time of the first row that
+-- matters (null: any)
 WITH circuit AS (
     SELECT closed_until, recovered FROM taskbell.circuit WHERE lane = $4 AND account_id = $5
 ), first AS (
     SELECT o.ctid, o.observed FROM taskbell.outbox o
-    WHERE o.lane = $4 AND o.account_id = $5 AND o.available_at <= now()
+    WHERE o.lane = $4 AND o.account_id = $5
+      AND o.available_at >= coalesce($7::timestamptz, '-infinity') AND o.available_at <= now()
       AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
       AND (o.retry_until IS NULL OR o.retry_until > now())
       AND ($6::boolean OR o.attempt_count = 0)

@@ -1,10 +1,13 @@
 //! Where rows came from lately: a lane and an account there are a place.
 //!
-//! A walk over all places costs an index look-up for each, sick ones too, and reads past what is in flight
-//! or dead there; a long transaction of somebody else's can leave any amount of that. A claim at
-//! known places costs neither. What it misses the next walk finds, so nothing here has to be right.
+//! A look everywhere costs an index look-up for each place, sick ones too, and reads past what is in flight
+//! or dead there; a long transaction of somebody else's can leave any amount of that. Behind what the last
+//! claim saw at a place, nothing is in the way. What stands before that (the lease of a daemon that died, the
+//! commit of a long transaction) is looked for everywhere unless the database takes long for it, and then
+//! at some places at a time. Nothing here has to be right.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Bound;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -13,13 +16,19 @@ use tokio::time::Instant;
 pub(super) type Place = (String, String);
 
 /// The places that a daemon knows.
-#[derive(Default)]
 pub(super) struct Places {
-    known: HashMap<Place, Known>,
+    /// In the order of the index.
+    known: BTreeMap<Place, Known>,
     /// The same, by the number that rings for them.
     by_bell: HashMap<i64, Place>,
     /// Where quick claims look: first where they have not been for longest.
     round: VecDeque<Place>,
+    /// At how many places a walk reads everything.
+    thorough: usize,
+    /// Not before this does it do so at any.
+    thorough_at: Instant,
+    /// Counts walks.
+    walks: u64,
 }
 
 struct Known {
@@ -27,6 +36,12 @@ struct Known {
     since: SystemTime,
     /// When rows were last found there.
     brought: Instant,
+    /// How many there were in all.
+    rows: usize,
+    /// The last walk that read everything there.
+    walked: u64,
+    /// Until when a bell's claim, too, begins behind what was seen.
+    slow_until: Option<Instant>,
     in_the_round: bool,
 }
 
@@ -37,7 +52,7 @@ pub(super) struct Found {
     pub(super) bell: i64,
 }
 
-/// What a claim at known places is asked for.
+/// Places, and past what they matter.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Visit {
     pub(super) lanes: Vec<String>,
@@ -46,18 +61,49 @@ pub(super) struct Visit {
 }
 
 impl Visit {
-    /// The place, where it is one that a bell is about.
-    pub(super) fn single(&self) -> Option<(&str, &str)> {
+    /// One place.
+    pub(super) fn of(lane: &str, account: &str, since: Option<SystemTime>) -> Self {
+        Self { lanes: vec![lane.to_owned()], accounts: vec![account.to_owned()], since: vec![since] }
+    }
+
+    /// The only place.
+    pub(super) fn single(&self) -> Option<(&str, &str, Option<SystemTime>)> {
         match (&self.lanes[..], &self.accounts[..], &self.since[..]) {
-            ([lane], [account], [None]) => Some((lane, account)),
+            ([lane], [account], [since]) => Some((lane, account, *since)),
             _ => None,
         }
+    }
+
+    /// Whether something is left out.
+    pub(super) fn is_partial(&self) -> bool {
+        self.since.iter().any(Option::is_some)
     }
 
     fn push(&mut self, (lane, account): &Place, since: Option<SystemTime>) {
         self.lanes.push(lane.clone());
         self.accounts.push(account.clone());
         self.since.push(since);
+    }
+}
+
+/// What a walk need not read on its way.
+#[derive(Debug, Default)]
+pub(super) struct Way {
+    pub(super) past: Visit,
+    /// Where much has come from, and everything is read this time.
+    thorough: Vec<Place>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            known: BTreeMap::new(),
+            by_bell: HashMap::new(),
+            round: VecDeque::new(),
+            thorough: MAX_PLACES,
+            thorough_at: Instant::now(),
+            walks: 0,
+        }
     }
 }
 
@@ -81,9 +127,61 @@ impl Places {
     pub(super) fn rung(&self, bells: &[i64]) -> Option<Visit> {
         let mut visit = Visit::default();
         for bell in bells {
-            visit.push(self.by_bell.get(bell)?, None);
+            let place = self.by_bell.get(bell)?;
+            let slow = |known: &&Known| known.slow_until.is_some_and(|until| Instant::now() < until);
+            visit.push(place, self.known.get(place).filter(slow).map(|known| known.since));
         }
         Some(visit)
+    }
+
+    /// A bell's claim that read everything at a place took the database so long.
+    pub(super) fn read_all(&mut self, place: &Place, took: Duration) {
+        if let Some(known) = self.known.get_mut(place) {
+            known.slow_until = (took > SLOW).then(|| Instant::now() + took * REST + LATELY);
+        }
+    }
+
+    /// What a walk need not read at the first so many places beyond one. Nothing, unless walks take long; then it
+    /// reads everything where that was left out for longest, but not where nothing may be taken.
+    pub(super) fn on_the_way(
+        &self,
+        after: Option<&Place>,
+        at_most: usize,
+        is_full: impl Fn(&str) -> bool,
+    ) -> Way {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let places = self.known.range::<Place, _>((from, Bound::Unbounded));
+        let dear: Vec<_> = places.filter(|(_, known)| known.rows >= MANY).take(at_most).collect();
+        let allowed = if Instant::now() < self.thorough_at { 0 } else { self.thorough };
+        if dear.len() <= allowed {
+            let thorough = dear.into_iter().map(|(place, _)| place.clone()).collect();
+            return Way { past: Visit::default(), thorough };
+        }
+        let mut first: Vec<_> = dear.iter().filter(|(place, _)| !is_full(&place.0)).collect();
+        first.sort_by_key(|(_, known)| known.walked);
+        let thorough: HashSet<&Place> = first.into_iter().take(allowed).map(|(place, _)| *place).collect();
+        let mut past = Visit::default();
+        for (place, known) in &dear {
+            past.push(place, (!thorough.contains(place)).then_some(known.since));
+        }
+        Way { past, thorough: thorough.into_iter().cloned().collect() }
+    }
+
+    /// A walk has come as far as there, or to the end; beside taking rows it took the database so long.
+    pub(super) fn walked(&mut self, way: &Way, last: Option<&Place>, took: Duration) {
+        self.walks += 1;
+        let reached = way.thorough.iter().filter(|place| last.is_none_or(|last| *place <= last));
+        let mut thorough = 0;
+        for place in reached {
+            thorough += 1;
+            self.known.entry(place.clone()).and_modify(|known| known.walked = self.walks);
+        }
+        if thorough > 0 && took > DEAR {
+            self.thorough = (thorough / 2).max(1);
+            self.thorough_at = Instant::now() + took * REST;
+        } else if thorough >= self.thorough {
+            self.thorough = (2 * self.thorough).min(MAX_PLACES);
+        }
     }
 
     /// Learns from what a claim has found.
@@ -94,10 +192,12 @@ impl Places {
                 *self = Self::default();
             }
             self.by_bell.entry(bell).or_insert_with(|| place.clone());
-            let known = Known { since, brought, in_the_round: false };
+            let walked = self.walks;
+            let known = Known { since, brought, rows: 0, walked, slow_until: None, in_the_round: false };
             let known = self.known.entry(place.clone()).or_insert(known);
             known.since = known.since.max(since);
             known.brought = brought;
+            known.rows += 1;
             if !std::mem::replace(&mut known.in_the_round, true) {
                 self.round.push_back(place);
             }
@@ -116,6 +216,16 @@ impl Places {
 const LATELY: Duration = Duration::from_secs(5);
 /// Places that one claim visits: about a millisecond of index look-ups.
 const MAX_VISIT: usize = 150;
+/// From so many rows on a place may be dear to walk over.
+const MANY: usize = 32;
+/// Places that one statement of a walk visits at most: a few microseconds of index look-ups each.
+pub(super) const MAX_PLACES: usize = 256;
+/// A walk that takes the database so long, beside taking rows, has read past too much.
+const DEAR: Duration = Duration::from_millis(20);
+/// The same of the claim of one row.
+const SLOW: Duration = Duration::from_millis(5);
+/// Reading everything is paid with so many times its length without.
+const REST: u32 = 8;
 /// Places remembered; then it begins anew.
 const MAX_KNOWN: usize = 10_000;
 
@@ -147,13 +257,86 @@ mod tests {
     }
 
     #[test]
-    fn a_bell_leads_to_its_place_whatever_was_seen_there() {
+    fn a_bell_leads_to_its_place() {
         let mut places = Places::default();
         places.learn([found(1, 10), found(2, 20)].into_iter());
         let rung = places.rung(&[2, 1]).unwrap();
         assert_eq!(rung.lanes, [found(2, 0).place.0, found(1, 0).place.0]);
         assert_eq!(rung.since, [None, None]);
         assert_eq!(places.rung(&[1, 3]), None);
+    }
+
+    /// Places of which much has come.
+    fn dear(places: &mut Places, numbers: &[u64]) {
+        for n in numbers {
+            places.learn((0..MANY as u64).map(|second| found(*n as i64, second)));
+        }
+    }
+
+    fn nothing_is_full(_: &str) -> bool {
+        false
+    }
+
+    /// At which of the places a walk reads everything; it is told that this took so long.
+    fn walk(places: &mut Places, last: Option<u64>, took: Duration) -> Vec<bool> {
+        let way = places.on_the_way(None, 10, nothing_is_full);
+        places.walked(&way, last.map(|n| found(n as i64, 0).place).as_ref(), took);
+        way.past.since.iter().map(Option::is_none).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_walk_reads_everything_until_that_is_dear_and_then_here_and_there() {
+        let mut places = Places::default();
+        dear(&mut places, &[3, 1, 2]);
+        places.learn([found(4, 0)].into_iter());
+        const NOTHING_LEFT_OUT: [bool; 0] = [];
+        assert_eq!(walk(&mut places, None, DEAR), NOTHING_LEFT_OUT);
+        assert_eq!(walk(&mut places, None, 2 * DEAR), NOTHING_LEFT_OUT);
+        let way = places.on_the_way(None, 10, nothing_is_full);
+        assert!(way.past.lanes.len() == 3 && way.past.lanes.is_sorted(), "of the fourth there was little");
+        assert_eq!(way.past.since[0], Some(found(1, MANY as u64 - 1).since));
+        // At first nowhere, then at one after the other.
+        assert_eq!(walk(&mut places, None, 2 * DEAR), [false, false, false]);
+        for expected in
+            [[true, false, false], [false, true, false], [false, false, true], [true, false, false]]
+        {
+            tokio::time::advance(2 * DEAR * REST).await;
+            assert_eq!(walk(&mut places, None, 2 * DEAR), expected);
+            assert_eq!(walk(&mut places, None, DEAR / 2), [false, false, false]);
+        }
+        // Where it did not come to, and where nothing may be taken, is not read.
+        tokio::time::advance(2 * DEAR * REST).await;
+        assert_eq!(walk(&mut places, Some(1), 2 * DEAR), [false, true, false]);
+        let full = found(2, 0).place.0;
+        let way = places.on_the_way(None, 10, |lane| lane == full);
+        assert_eq!(way.thorough, [found(3, 0).place]);
+        // Quick again: twice as many each time.
+        assert_eq!(walk(&mut places, None, DEAR), [false, true, false]);
+        assert_eq!(walk(&mut places, None, DEAR), [true, false, true]);
+        assert_eq!(walk(&mut places, None, DEAR), NOTHING_LEFT_OUT);
+    }
+
+    #[test]
+    fn a_part_of_the_way_begins_where_it_is_told() {
+        let mut places = Places { thorough: 0, ..Places::default() };
+        dear(&mut places, &[3, 1, 2]);
+        let after = found(1, 0).place;
+        assert_eq!(places.on_the_way(Some(&after), 1, nothing_is_full).past.lanes, [found(2, 0).place.0]);
+        assert_eq!(places.on_the_way(Some(&after), 9, nothing_is_full).past.lanes.len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bells_claim_begins_behind_what_was_seen_once_that_was_slow() {
+        let mut places = Places::default();
+        places.learn([found(1, 10), found(2, 20)].into_iter());
+        let place = found(2, 20).place;
+        places.read_all(&place, SLOW);
+        assert!(!places.rung(&[1, 2]).unwrap().is_partial());
+        places.read_all(&place, 2 * SLOW);
+        assert_eq!(places.rung(&[1, 2]).unwrap().since, [None, Some(found(2, 20).since)]);
+        // Perhaps it is not so any more.
+        tokio::time::advance(2 * SLOW * REST + LATELY).await;
+        assert!(!places.rung(&[2]).unwrap().is_partial());
     }
 
     #[test]

@@ -18,7 +18,7 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
        visited.all, visited.lane, visited.account_id, NOT c.seen,
        -- Transactions that began a little earlier may still commit rows of before.
        least(c.available_at, now() - interval '2 seconds'), taskbell.bell_of(c.lane, c.account_id)::bigint,
-       visited.recorded, visited.more
+       visited.recorded, visited.more, extract(epoch FROM clock_timestamp() - statement_timestamp())::float8
 FROM visited
 LEFT JOIN claimed c ON true
 LEFT JOIN taskbell.registration r ON r.watch_id = c.watch_id AND r.task_id = c.task_id

@@ -1,20 +1,31 @@
--- Everywhere: a walk over the index visits one destination and account after the other.
+-- Everywhere: along the index, from one destination and account to the next that has rows. Places that are known
+-- stand on the way, whether they have any or not, and are entered behind what was seen there: PostgreSQL would
+-- read past all that is dead before the first row.
 -- $13 and $14 lane and account after which it starts (null: at the first)
-WITH RECURSIVE walk AS (
-    (SELECT o.lane, o.account_id, NULL::timestamptz AS since, 1::bigint AS n FROM taskbell.outbox o
-     WHERE o.lane IS NOT NULL AND o.available_at IS NOT NULL
-       AND (o.lane, o.account_id) > (coalesce($13::text, ''), coalesce($14::text, ''))
-     ORDER BY o.lane, o.account_id LIMIT 1)
+-- $15 lanes, $16 accounts there, $17 the due time of the first row that matters (null: any): known places beyond
+-- the start, in the order of the index
+WITH RECURSIVE tour AS (
+    SELECT coalesce($13::text, '') COLLATE "C" AS lane, coalesce($14::text, '') COLLATE "C" AS account_id,
+           NULL::timestamptz AS since, 0::bigint AS n, 0 AS passed
     UNION ALL
-    SELECT next.lane, next.account_id, NULL::timestamptz, w.n + 1
-    FROM walk w
+    SELECT coalesce(between.lane, known.lane), coalesce(between.account_id, known.account_id),
+           CASE WHEN between.lane IS NULL THEN ($17::timestamptz[])[t.passed + 1] END,
+           t.n + 1, t.passed + CASE WHEN between.lane IS NULL THEN 1 ELSE 0 END
+    FROM tour t
     CROSS JOIN LATERAL (
+        SELECT ($15::text[])[t.passed + 1] AS lane, ($16::text[])[t.passed + 1] AS account_id
+    ) known
+    LEFT JOIN LATERAL (
         SELECT o.lane, o.account_id FROM taskbell.outbox o
         WHERE o.lane IS NOT NULL AND o.available_at IS NOT NULL
-          AND (o.lane, o.account_id) > (w.lane, w.account_id)
+          AND (o.lane, o.account_id) > (t.lane, t.account_id)
+          -- Every lane begins with a letter.
+          AND (o.lane, o.account_id) < (coalesce(known.lane, '~'), coalesce(known.account_id, ''))
         ORDER BY o.lane, o.account_id LIMIT 1
-    ) next
-    WHERE w.n < $9::bigint
+    ) between ON true
+    WHERE t.n < $9::bigint AND coalesce(between.lane, known.lane) IS NOT NULL
+), walk AS (
+    SELECT lane, account_id, since, n FROM tour WHERE n > 0
 ), probe AS (
     -- Locked, so that of several daemons one probes.
     SELECT c.lane, c.account_id FROM taskbell.circuit c
