@@ -23,6 +23,7 @@ mod interop;
 mod guard;
 mod hostile;
 mod layers;
+mod pacing;
 mod page;
 mod plans;
 mod pooler;

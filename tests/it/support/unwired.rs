@@ -37,13 +37,17 @@ impl World for Still {
 
 impl Unwired {
     pub fn start<O: Outbox>(outbox: Arc<O>) -> Self {
+        Self::with_the_doorbell_of(&TestDatabase::at("host=/nowhere user=nobody"), outbox)
+    }
+
+    /// The same, with a database for the doorbell alone: without one it is always awake.
+    pub fn with_the_doorbell_of<O: Outbox>(database: &TestDatabase, outbox: Arc<O>) -> Self {
         taskbell::daemon::telemetry::install_crypto();
-        let nowhere = TestDatabase::at("host=/nowhere user=nobody");
         let sender =
             Sender::new(tls_config(None).unwrap(), GuardPolicy::default(), &SenderOptions::default());
         let (ringer, wakes) = wakes();
         let stop = CancellationToken::new();
-        let (doorbell, porter) = Doorbell::new(nowhere.connector.handle(), stop.clone());
+        let (doorbell, porter) = Doorbell::new(database.connector.handle(), stop.clone());
         let signer = Arc::new(Signer::new(ring("k"), LegacyModes::default()));
         let settings = WorkerSettings {
             concurrency: 4,
