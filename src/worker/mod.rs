@@ -98,6 +98,8 @@ pub struct Worker<O, W> {
     /// When we ask how things stand; `wants_due`: and when the next row is due.
     next_question: Option<Instant>,
     wants_due: bool,
+    /// Not before this is the latter asked again.
+    next_due_question: Instant,
     last_ring: Option<Instant>,
     outbox_up: watch::Sender<bool>,
     due_back: watch::Sender<Instant>,
@@ -143,6 +145,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             heard: Heard::default(),
             next_question: None,
             wants_due: false,
+            next_due_question: Instant::now(),
             last_ring: None,
             outbox_up: watch::Sender::new(false),
             due_back: watch::Sender::new(Instant::now()),

@@ -61,6 +61,8 @@ pub(super) struct Asked {
     in_line: i64,
     /// When the next row is due; `None` where that was not asked.
     next_due: Option<Result<Option<Duration>, OutboxError>>,
+    /// How long that question took.
+    took: Duration,
 }
 
 impl<O: Outbox, W: World> Worker<O, W> {
@@ -185,24 +187,30 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if self.exchange.asking.is_some() || self.next_question.is_none_or(|at| Instant::now() < at) {
             return;
         }
-        self.next_question = None;
-        let next_due = std::mem::take(&mut self.wants_due);
+        // What others' transactions keep makes that question long.
+        let next_due = self.wants_due && Instant::now() >= self.next_due_question;
+        self.wants_due &= !next_due;
+        self.next_question = self.wants_due.then_some(self.next_due_question);
         let (doorbell, outbox) = (self.doorbell.clone(), self.outbox.clone());
         let brisk = self.pace.is_brisk(Instant::now());
         let task = tokio::spawn(async move {
             let held = doorbell.held_by_another().await.unwrap_or(true);
             let in_line = if brisk { doorbell.in_line().await.unwrap_or(0) } else { 0 };
+            let began = Instant::now();
             let next_due = if next_due { Some(outbox.next_due().await) } else { None };
-            Ok(Asked { held, in_line, next_due })
+            Ok(Asked { held, in_line, next_due, took: began.elapsed() })
         });
         self.exchange.asking = Some(Underway { since: Instant::now(), task });
     }
 
     /// Draws the consequences: how long to sleep, until the next row is due or the safety poll.
     pub(super) async fn asked(&mut self, answer: Result<Asked, OutboxError>) {
-        let Phase::Asleep { watchful: was_watchful } = self.phase else { return };
         let now = Instant::now();
-        let Ok(Asked { held, in_line, next_due }) = answer else {
+        if let Ok(Asked { next_due: Some(_), took, .. }) = answer {
+            self.next_due_question = now + (took * WIDE_REST).min(MAX_WHOLE_PAUSE);
+        }
+        let Phase::Asleep { watchful: was_watchful } = self.phase else { return };
+        let Ok(Asked { held, in_line, next_due, .. }) = answer else {
             self.next_look = self.next_look.min(now + OUTAGE_PAUSE);
             return;
         };
@@ -271,7 +279,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         if matches!(self.phase, Phase::Asleep { .. }) {
             // Whoever else heard that bell has asked for silence by then, if at all.
-            self.next_question.get_or_insert(now + CALM);
+            self.next_question = self.next_question.into_iter().chain([now + CALM]).min();
         }
         if self.phase != Phase::Awake && !heard.anywhere {
             self.heard.extend(heard);

@@ -34,7 +34,7 @@ impl Changes {
         (!all).then_some(self.past)
     }
 
-    /// Changes up to this number were handed out.
+    /// Changes up to this number were handed out, or stand in transactions that are still open.
     pub(super) fn handed_out(&mut self, newest: i64) {
         let now = Instant::now();
         match self.lately.back_mut() {

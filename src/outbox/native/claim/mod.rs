@@ -52,8 +52,8 @@ impl NativeOutbox {
         // Both are on the wire at once; the database runs one after the other.
         let transitions = async {
             match room.look {
-                _ if room.changes == 0 => Ok(Vec::new()),
-                Look::At { changes: false, .. } => Ok(Vec::new()),
+                _ if room.changes == 0 => Ok(Changed::default()),
+                Look::At { changes: false, .. } => Ok(Changed::default()),
                 _ => self.changes(client, &journal, room).await,
             }
         };
@@ -67,9 +67,12 @@ impl NativeOutbox {
             }
         });
         // Each commits by itself: what one of them gave counts although the other failed.
-        let mut claimed = Claimed::default();
+        let (mut claimed, mut read_all) = (Claimed::default(), false);
         match transitions {
-            Ok(transitions) => claimed.transitions.extend(transitions),
+            Ok(changes) => {
+                read_all = changes.is_all;
+                claimed.transitions.extend(changes.transitions);
+            }
             Err(error) => claimed.fault = Some(error.into()),
         }
         match brought {
@@ -81,6 +84,10 @@ impl NativeOutbox {
                 claimed.transitions.extend(brought.transitions);
                 claimed.claims = brought.claims;
                 claimed.recorded = brought.recorded;
+                // Whoever begins behind what is dead has handed out none of it.
+                if read_all && let Some(recorded) = brought.recorded {
+                    self.past_changes().handed_out(recorded);
+                }
                 claimed.more = brought.more;
             }
             Err(error) => claimed.fault = Some(error.into()),
@@ -94,7 +101,7 @@ impl NativeOutbox {
         client: &Object,
         journal: &Statement,
         room: &Room,
-    ) -> Result<Vec<Transition>, tokio_postgres::Error> {
+    ) -> Result<Changed, tokio_postgres::Error> {
         let past = match room.look {
             Look::Whole => None,
             Look::Wide => self.past_changes().past(true),
@@ -109,7 +116,7 @@ impl NativeOutbox {
         if let Some(newest) = transitions.last() {
             self.past_changes().handed_out(newest.id);
         }
-        Ok(transitions)
+        Ok(Changed { is_all: past.is_none() && transitions.len() < room.changes, transitions })
     }
 
     /// Claims everywhere, a part of it at a time, until there is something.
@@ -268,6 +275,14 @@ impl NativeOutbox {
     fn places(&self) -> MutexGuard<'_, Places> {
         self.memory.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// State changes that nobody is owed a webhook for.
+#[derive(Default)]
+struct Changed {
+    transitions: Vec<Transition>,
+    /// Whether that was all there were, from the first on.
+    is_all: bool,
 }
 
 /// What all claims are asked with.

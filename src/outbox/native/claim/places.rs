@@ -36,8 +36,6 @@ struct Known {
     since: SystemTime,
     /// When rows were last found there.
     brought: Instant,
-    /// How many there were in all.
-    rows: usize,
     /// The last walk that read everything there.
     walked: u64,
     /// Until when a bell's claim, too, begins behind what was seen.
@@ -90,7 +88,7 @@ impl Visit {
 #[derive(Debug, Default)]
 pub(super) struct Way {
     pub(super) past: Visit,
-    /// Where much has come from, and everything is read this time.
+    /// Known places where everything is read this time.
     thorough: Vec<Place>,
 }
 
@@ -151,17 +149,16 @@ impl Places {
     ) -> Way {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let places = self.known.range::<Place, _>((from, Bound::Unbounded));
-        let dear: Vec<_> = places.filter(|(_, known)| known.rows >= MANY).take(at_most).collect();
         let allowed = if Instant::now() < self.thorough_at { 0 } else { self.thorough };
-        if dear.len() <= allowed {
-            let thorough = dear.into_iter().map(|(place, _)| place.clone()).collect();
-            return Way { past: Visit::default(), thorough };
+        if allowed >= MAX_PLACES {
+            return Way::default();
         }
-        let mut first: Vec<_> = dear.iter().filter(|(place, _)| !is_full(&place.0)).collect();
+        let known: Vec<_> = places.take(at_most).collect();
+        let mut first: Vec<_> = known.iter().filter(|(place, _)| !is_full(&place.0)).collect();
         first.sort_by_key(|(_, known)| known.walked);
         let thorough: HashSet<&Place> = first.into_iter().take(allowed).map(|(place, _)| *place).collect();
         let mut past = Visit::default();
-        for (place, known) in &dear {
+        for (place, known) in &known {
             past.push(place, (!thorough.contains(place)).then_some(known.since));
         }
         Way { past, thorough: thorough.into_iter().cloned().collect() }
@@ -176,10 +173,12 @@ impl Places {
             thorough += 1;
             self.known.entry(place.clone()).and_modify(|known| known.walked = self.walks);
         }
-        if thorough > 0 && took > DEAR {
+        // Or it read everything, or nothing is left out that is not known.
+        let read_much = thorough > 0 || way.past.lanes.is_empty();
+        if read_much && took > DEAR {
             self.thorough = (thorough / 2).max(1);
             self.thorough_at = Instant::now() + took * REST;
-        } else if thorough >= self.thorough {
+        } else if read_much && thorough >= self.thorough.min(self.known.len()) {
             self.thorough = (2 * self.thorough).min(MAX_PLACES);
         }
     }
@@ -193,11 +192,10 @@ impl Places {
             }
             self.by_bell.entry(bell).or_insert_with(|| place.clone());
             let walked = self.walks;
-            let known = Known { since, brought, rows: 0, walked, slow_until: None, in_the_round: false };
+            let known = Known { since, brought, walked, slow_until: None, in_the_round: false };
             let known = self.known.entry(place.clone()).or_insert(known);
             known.since = known.since.max(since);
             known.brought = brought;
-            known.rows += 1;
             if !std::mem::replace(&mut known.in_the_round, true) {
                 self.round.push_back(place);
             }
@@ -216,8 +214,6 @@ impl Places {
 const LATELY: Duration = Duration::from_secs(5);
 /// Places that one claim visits: about a millisecond of index look-ups.
 const MAX_VISIT: usize = 150;
-/// From so many rows on a place may be dear to walk over.
-const MANY: usize = 32;
 /// Places that one statement of a walk visits at most: a few microseconds of index look-ups each.
 pub(super) const MAX_PLACES: usize = 256;
 /// A walk that takes the database so long, beside taking rows, has read past too much.
@@ -266,35 +262,32 @@ mod tests {
         assert_eq!(places.rung(&[1, 3]), None);
     }
 
-    /// Places of which much has come.
-    fn dear(places: &mut Places, numbers: &[u64]) {
-        for n in numbers {
-            places.learn((0..MANY as u64).map(|second| found(*n as i64, second)));
-        }
-    }
-
     fn nothing_is_full(_: &str) -> bool {
         false
     }
 
+    fn some_places() -> Places {
+        let mut places = Places::default();
+        places.learn([found(3, 30), found(1, 10), found(2, 20)].into_iter());
+        places
+    }
+
     /// At which of the places a walk reads everything; it is told that this took so long.
-    fn walk(places: &mut Places, last: Option<u64>, took: Duration) -> Vec<bool> {
+    fn walk(places: &mut Places, last: Option<i64>, took: Duration) -> Vec<bool> {
         let way = places.on_the_way(None, 10, nothing_is_full);
-        places.walked(&way, last.map(|n| found(n as i64, 0).place).as_ref(), took);
+        places.walked(&way, last.map(|n| found(n, 0).place).as_ref(), took);
         way.past.since.iter().map(Option::is_none).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_walk_reads_everything_until_that_is_dear_and_then_here_and_there() {
-        let mut places = Places::default();
-        dear(&mut places, &[3, 1, 2]);
-        places.learn([found(4, 0)].into_iter());
-        const NOTHING_LEFT_OUT: [bool; 0] = [];
-        assert_eq!(walk(&mut places, None, DEAR), NOTHING_LEFT_OUT);
-        assert_eq!(walk(&mut places, None, 2 * DEAR), NOTHING_LEFT_OUT);
+        let mut places = some_places();
+        const NOTHING_IS_LEFT_OUT: [bool; 0] = [];
+        assert_eq!(walk(&mut places, None, DEAR), NOTHING_IS_LEFT_OUT);
+        assert_eq!(walk(&mut places, None, 2 * DEAR), NOTHING_IS_LEFT_OUT);
         let way = places.on_the_way(None, 10, nothing_is_full);
-        assert!(way.past.lanes.len() == 3 && way.past.lanes.is_sorted(), "of the fourth there was little");
-        assert_eq!(way.past.since[0], Some(found(1, MANY as u64 - 1).since));
+        assert!(way.past.lanes.len() == 3 && way.past.lanes.is_sorted());
+        assert_eq!(way.past.since, [1, 2, 3].map(|n| Some(found(n, n.unsigned_abs() * 10).since)));
         // At first nowhere, then at one after the other.
         assert_eq!(walk(&mut places, None, 2 * DEAR), [false, false, false]);
         for expected in
@@ -306,23 +299,36 @@ mod tests {
         }
         // Where it did not come to, and where nothing may be taken, is not read.
         tokio::time::advance(2 * DEAR * REST).await;
-        assert_eq!(walk(&mut places, Some(1), 2 * DEAR), [false, true, false]);
+        assert_eq!(walk(&mut places, Some(1), DEAR), [false, true, false]);
         let full = found(2, 0).place.0;
         let way = places.on_the_way(None, 10, |lane| lane == full);
         assert_eq!(way.thorough, [found(3, 0).place]);
-        // Quick again: twice as many each time.
+        // Quick again: twice as many each time, until nothing is left out.
         assert_eq!(walk(&mut places, None, DEAR), [false, true, false]);
         assert_eq!(walk(&mut places, None, DEAR), [true, false, true]);
-        assert_eq!(walk(&mut places, None, DEAR), NOTHING_LEFT_OUT);
+        while places.thorough < MAX_PLACES {
+            assert_eq!(walk(&mut places, None, DEAR), [true, true, true]);
+        }
+        assert_eq!(walk(&mut places, None, DEAR), NOTHING_IS_LEFT_OUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_knows_nothing_learns_from_its_first_walk_that_it_is_dear() {
+        let mut places = Places::default();
+        places.walked(&Way::default(), None, 2 * DEAR);
+        places.learn([found(3, 30), found(1, 10)].into_iter());
+        assert_eq!(walk(&mut places, None, DEAR), [false, false]);
+        tokio::time::advance(2 * DEAR * REST).await;
+        assert_eq!(walk(&mut places, None, DEAR).iter().filter(|thorough| **thorough).count(), 1);
     }
 
     #[test]
     fn a_part_of_the_way_begins_where_it_is_told() {
-        let mut places = Places { thorough: 0, ..Places::default() };
-        dear(&mut places, &[3, 1, 2]);
+        let places = Places { thorough: 0, ..some_places() };
         let after = found(1, 0).place;
-        assert_eq!(places.on_the_way(Some(&after), 1, nothing_is_full).past.lanes, [found(2, 0).place.0]);
-        assert_eq!(places.on_the_way(Some(&after), 9, nothing_is_full).past.lanes.len(), 2);
+        let lanes = |at_most| places.on_the_way(Some(&after), at_most, nothing_is_full).past.lanes;
+        assert_eq!(lanes(1), [found(2, 0).place.0]);
+        assert_eq!(lanes(9), [found(2, 0).place.0, found(3, 0).place.0]);
     }
 
     #[tokio::test(start_paused = true)]
