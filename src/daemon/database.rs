@@ -233,7 +233,7 @@ pub enum DatabaseError {
 /// - Counting a backlog for a gauge leaves the other cores to others.
 const SETTINGS: &str = "-c synchronous_commit=off -c plan_cache_mode=force_generic_plan -c jit=off \
                         -c max_parallel_workers_per_gather=0";
-/// Each statement is made for an index, and reads it in its order. The outbox is empty at times, and is so to
+/// The statements on the outbox are made for an index, and read it in its order. The outbox is empty at times, and is so to
 /// PostgreSQL's statistics while a backlog comes in or a held snapshot keeps what is dead: planned then, a claim
 /// reads the whole table, or sorts all of it, once for each place; and goes on so for as long as the plan is kept.
 const BY_INDEX: &str = "-c enable_seqscan=off -c enable_bitmapscan=off";

@@ -176,6 +176,12 @@ impl Room {
         held.is_some_and(|(_, held)| held.fills(self.per_lane, self.bytes_per_lane))
     }
 
+    /// The lanes that take no more.
+    fn full_lanes(&self) -> impl Iterator<Item = &str> {
+        let full = |(_, held): &&(Lane, Held)| held.fills(self.per_lane, self.bytes_per_lane);
+        self.in_flight.iter().filter(full).map(|(lane, _)| lane.0.as_str())
+    }
+
     /// The lanes in flight as a statement takes them: full ones have all the rows there may be.
     fn busy(&self) -> (Vec<&str>, Vec<i64>, Vec<i64>) {
         let (mut lanes, mut rows, mut bytes) = (Vec::new(), Vec::new(), Vec::new());

@@ -141,7 +141,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let pause = match self.phase {
             _ if self.exchange.more && self.free_slots() < self.enough() => GATHER,
             // Nothing was passed over, and the bell rings for what is new.
-            Phase::Asleep { .. } if !wanted => return,
+            Phase::Asleep { .. } | Phase::Settling { .. } if !wanted => return,
             _ => Duration::ZERO,
         };
         self.next_look = self.next_look.min(Instant::now() + pause);

@@ -89,11 +89,11 @@ pub struct Worker<O, W> {
     exchange: Exchange,
     left: Left,
     next_look: Instant,
-    /// When we look everywhere, however much we know.
+    /// When we may look everywhere.
     next_wide: Instant,
-    /// When we may look at everything: what others' transactions keep can make that long.
+    /// When we may look at everything, which others' transactions can make long.
     next_whole: Instant,
-    /// What the bell rang for while we were asleep.
+    /// What the bell rang for while we were not awake.
     heard: Heard,
     /// When we ask how things stand; `wants_due`: and when the next row is due.
     next_question: Option<Instant>,

@@ -82,36 +82,41 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if self.is_resting() {
             return None;
         }
-        let it_is_time = now >= self.next_look;
-        // While we are awake only every now and then everywhere.
-        if it_is_time && self.phase == Phase::Awake && now < self.next_wide {
-            return Some(Look::Quick);
-        }
         let heard = std::mem::take(&mut self.heard);
-        if !it_is_time && heard.is_nothing() {
+        let it_is_time = now >= self.next_look || heard.anywhere;
+        if self.phase == Phase::Awake {
+            // Only every now and then everywhere.
+            let look = if now < self.next_wide { Look::Quick } else { Look::Wide };
+            return it_is_time.then_some(look);
+        }
+        // Whoever rang goes first; what is due besides comes next.
+        if !heard.is_nothing() && !heard.anywhere {
+            return Some(Look::At { places: heard.places.into_iter().collect(), changes: heard.changes });
+        }
+        if !it_is_time {
             return None;
         }
-        match self.phase {
-            Phase::Asleep { .. } | Phase::Settling { .. } if !it_is_time => {
-                Some(Look::At { places: heard.places.into_iter().collect(), changes: heard.changes })
-            }
-            // Only a look at everything can say that it is time to sleep, or that there is nothing.
-            Phase::Asleep { .. } | Phase::Settling { passed: true, .. } if now >= self.next_whole => {
-                Some(Look::Whole)
-            }
-            _ => Some(Look::Wide),
+        // Only a look at everything can say that it is time to sleep, or that there is nothing.
+        let is_proof = matches!(self.phase, Phase::Asleep { .. } | Phase::Settling { passed: true, .. });
+        if is_proof && now >= self.next_whole {
+            return Some(Look::Whole);
         }
+        self.next_look = self.next_wide;
+        (now >= self.next_wide).then_some(Look::Wide)
     }
 
     /// A look everywhere took so long: when the next ones may be.
     pub(super) fn pace(&mut self, look: &Look, took: Duration) {
         let now = Instant::now();
         let rest = (took * WIDE_REST).max(MIN_WIDE_PAUSE);
-        if *look == Look::Whole {
-            self.next_whole = now + rest.min(MAX_WHOLE_PAUSE);
-        }
-        if matches!(look, Look::Whole | Look::Wide) {
-            self.next_wide = now + rest.min(MAX_WIDE_PAUSE);
+        match look {
+            Look::Whole => {
+                self.next_whole = now + rest.min(MAX_WHOLE_PAUSE);
+                // Which leaves out what made that long.
+                self.next_wide = now + MIN_WIDE_PAUSE;
+            }
+            Look::Wide => self.next_wide = now + rest.min(MAX_WIDE_PAUSE),
+            Look::Quick | Look::At { .. } => {}
         }
     }
 
@@ -187,7 +192,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if self.exchange.asking.is_some() || self.next_question.is_none_or(|at| Instant::now() < at) {
             return;
         }
-        // What others' transactions keep makes that question long.
+        // What others' transactions keep makes that question long; then a retry may be late by some of it.
         let next_due = self.wants_due && Instant::now() >= self.next_due_question;
         self.wants_due &= !next_due;
         self.next_question = self.wants_due.then_some(self.next_due_question);

@@ -21,7 +21,7 @@ use super::{NativeOutbox, transition};
 use crate::outbox::{Claim, Claimed, Lane, LeaseToken, Look, OutboxError, Room, RowId, Transition, count};
 
 use changes::Changes;
-use places::{Found, MAX_PLACES, Place, Places, Visit, Way};
+use places::{Found, MAX_PLACES, Place, Places, Visit};
 
 /// What a daemon remembers from one claim to the next. None of it has to be right.
 #[derive(Default)]
@@ -108,11 +108,11 @@ impl NativeOutbox {
             Look::Quick | Look::At { .. } => self.past_changes().past(false),
         };
         let began = Instant::now();
-        let rows = client.query(journal, &[&count(room.changes), &past.unwrap_or(0)]).await?;
+        let rows = client.query(journal, &[&count(room.changes), &past.unwrap_or(0)]).await;
         if past.is_none() {
             self.past_changes().read_all(began.elapsed());
         }
-        let transitions: Vec<Transition> = rows.iter().map(transition).collect();
+        let transitions: Vec<Transition> = rows?.iter().map(transition).collect();
         if let Some(newest) = transitions.last() {
             self.past_changes().handed_out(newest.id);
         }
@@ -121,15 +121,17 @@ impl NativeOutbox {
 
     /// Claims everywhere, a part of it at a time, until there is something.
     async fn walk(&self, ask: &Ask<'_>) -> Result<Brought, tokio_postgres::Error> {
+        let full: HashSet<&str> = ask.room.full_lanes().collect();
+        let turns = match ask.room.look {
+            Look::Whole => None,
+            _ => self.places().turns(|lane| full.contains(lane)),
+        };
         let mut from_the_first = self.cursor().is_none();
         // As many as there is room for rows; more where they have none.
         let mut places = ask.room.rows.clamp(MIN_PLACES, MAX_PLACES);
         loop {
             let after = self.cursor().clone();
-            let way = match ask.room.look {
-                Look::Whole => Way::default(),
-                _ => self.places().on_the_way(after.as_ref(), places, |lane| ask.room.is_full(lane)),
-            };
+            let way = self.places().on_the_way(after.as_ref(), places, turns.as_ref());
             let (lane, account) = after.as_ref().map(|(lane, account)| (lane, account)).unzip();
             let past = &way.past;
             let where_to: [&(dyn ToSql + Sync); 5] =
@@ -155,7 +157,7 @@ impl NativeOutbox {
         if ask.room.is_full(lane) {
             return Ok(Brought::default());
         }
-        let retries = ask.room.retries > 0;
+        let (retries, here) = (ask.room.retries > 0, (lane.to_owned(), account.to_owned()));
         loop {
             let place: [&(dyn ToSql + Sync); 4] = [&lane, &account, &retries, &since];
             let mut brought = self.lease(ask.client, &ask.claim, ask.lease, &place).await?;
@@ -163,11 +165,11 @@ impl NativeOutbox {
                 let at_places = ask.client.prepare_cached(AT_PLACES).await?;
                 brought = self.visit(ask, &at_places, &Visit::of(lane, account, since)).await?;
             } else if since.is_none() {
-                self.places().read_all(&(lane.to_owned(), account.to_owned()), brought.took);
+                self.places().read_all(&here, brought.took);
             }
             brought.partial = since.is_some();
             // The bell may be about a row that was due before others that we have seen.
-            if !brought.claims.is_empty() || since.take().is_none() {
+            if !brought.claims.is_empty() || since.take().is_none() || !self.places().may_read_all(&here) {
                 return Ok(brought);
             }
         }
@@ -216,6 +218,7 @@ impl NativeOutbox {
     ) -> Result<Brought, tokio_postgres::Error> {
         let (seconds, horizon) = (self.lease.as_secs_f64(), self.horizon.as_secs_f64());
         let common: [&(dyn ToSql + Sync); 3] = [&lease.token, &seconds, &horizon];
+        let began = Instant::now();
         let mut rows = pin!(client.query_raw(statement, [&common[..], parameters].concat()).await?);
         // No row at all: there are no places after the cursor.
         let mut brought = Brought { all: true, ..Brought::default() };
@@ -240,6 +243,9 @@ impl NativeOutbox {
                 since: row.get(UNSEEN + 1),
                 bell: row.get(UNSEEN + 2),
             });
+        }
+        if brought.last.is_none() {
+            brought.took = began.elapsed();
         }
         brought.claims.sort_unstable_by_key(|claim| claim.row);
         brought.transitions.sort_unstable_by_key(|transition| transition.id);

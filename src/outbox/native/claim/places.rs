@@ -27,8 +27,8 @@ pub(super) struct Places {
     thorough: usize,
     /// Not before this does it do so at any.
     thorough_at: Instant,
-    /// Counts walks.
-    walks: u64,
+    /// All that are known: first where walks have not read everything for longest.
+    turns: VecDeque<Place>,
 }
 
 struct Known {
@@ -36,10 +36,8 @@ struct Known {
     since: SystemTime,
     /// When rows were last found there.
     brought: Instant,
-    /// The last walk that read everything there.
-    walked: u64,
-    /// Until when a bell's claim, too, begins behind what was seen.
-    slow_until: Option<Instant>,
+    /// Until when a bell's claim, too, begins behind what was seen, and from when on one may read everything.
+    slow: Option<(Instant, Instant)>,
     in_the_round: bool,
 }
 
@@ -100,7 +98,7 @@ impl Default for Places {
             round: VecDeque::new(),
             thorough: MAX_PLACES,
             thorough_at: Instant::now(),
-            walks: 0,
+            turns: VecDeque::new(),
         }
     }
 }
@@ -126,7 +124,7 @@ impl Places {
         let mut visit = Visit::default();
         for bell in bells {
             let place = self.by_bell.get(bell)?;
-            let slow = |known: &&Known| known.slow_until.is_some_and(|until| Instant::now() < until);
+            let slow = |known: &&Known| known.slow.is_some_and(|(until, _)| Instant::now() < until);
             visit.push(place, self.known.get(place).filter(slow).map(|known| known.since));
         }
         Some(visit)
@@ -135,43 +133,56 @@ impl Places {
     /// A bell's claim that read everything at a place took the database so long.
     pub(super) fn read_all(&mut self, place: &Place, took: Duration) {
         if let Some(known) = self.known.get_mut(place) {
-            known.slow_until = (took > SLOW).then(|| Instant::now() + took * REST + LATELY);
+            let again = Instant::now() + took * REST;
+            known.slow = (took > SLOW).then_some((again + LATELY, again));
         }
     }
 
-    /// What a walk need not read at the first so many places beyond one. Nothing, unless walks take long; then it
-    /// reads everything where that was left out for longest, but not where nothing may be taken.
+    /// Whether a bell's claim may read everything at a place.
+    pub(super) fn may_read_all(&self, place: &Place) -> bool {
+        let slow = self.known.get(place).and_then(|known| known.slow);
+        slow.is_none_or(|(_, again)| Instant::now() >= again)
+    }
+
+    /// Where a walk reads everything although walks are dear: where that was left out for longest, but not where
+    /// nothing may be taken. `None`: everywhere.
+    pub(super) fn turns(&self, is_full: impl Fn(&str) -> bool) -> Option<HashSet<Place>> {
+        if Instant::now() < self.thorough_at {
+            return Some(HashSet::new());
+        }
+        if self.thorough >= MAX_PLACES {
+            return None;
+        }
+        let may_give = self.turns.iter().filter(|(lane, _)| !is_full(lane));
+        Some(may_give.take(self.thorough).cloned().collect())
+    }
+
+    /// What a walk need not read at the first so many places beyond one.
     pub(super) fn on_the_way(
         &self,
         after: Option<&Place>,
         at_most: usize,
-        is_full: impl Fn(&str) -> bool,
+        turns: Option<&HashSet<Place>>,
     ) -> Way {
+        let Some(turns) = turns else { return Way::default() };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let places = self.known.range::<Place, _>((from, Bound::Unbounded));
-        let allowed = if Instant::now() < self.thorough_at { 0 } else { self.thorough };
-        if allowed >= MAX_PLACES {
-            return Way::default();
+        let mut way = Way::default();
+        for (place, known) in self.known.range::<Place, _>((from, Bound::Unbounded)).take(at_most) {
+            let thorough = turns.contains(place);
+            way.past.push(place, (!thorough).then_some(known.since));
+            way.thorough.extend(thorough.then(|| place.clone()));
         }
-        let known: Vec<_> = places.take(at_most).collect();
-        let mut first: Vec<_> = known.iter().filter(|(place, _)| !is_full(&place.0)).collect();
-        first.sort_by_key(|(_, known)| known.walked);
-        let thorough: HashSet<&Place> = first.into_iter().take(allowed).map(|(place, _)| *place).collect();
-        let mut past = Visit::default();
-        for (place, known) in &known {
-            past.push(place, (!thorough.contains(place)).then_some(known.since));
-        }
-        Way { past, thorough: thorough.into_iter().cloned().collect() }
+        way
     }
 
     /// A walk has come as far as there, or to the end; beside taking rows it took the database so long.
     pub(super) fn walked(&mut self, way: &Way, last: Option<&Place>, took: Duration) {
-        self.walks += 1;
-        let reached = way.thorough.iter().filter(|place| last.is_none_or(|last| *place <= last));
-        let mut thorough = 0;
-        for place in reached {
-            thorough += 1;
-            self.known.entry(place.clone()).and_modify(|known| known.walked = self.walks);
+        let reached: HashSet<&Place> =
+            way.thorough.iter().filter(|place| last.is_none_or(|last| *place <= last)).collect();
+        let thorough = reached.len();
+        if thorough > 0 {
+            self.turns.retain(|place| !reached.contains(place));
+            self.turns.extend(reached.into_iter().cloned());
         }
         // Or it read everything, or nothing is left out that is not known.
         let read_much = thorough > 0 || way.past.lanes.is_empty();
@@ -191,8 +202,10 @@ impl Places {
                 *self = Self::default();
             }
             self.by_bell.entry(bell).or_insert_with(|| place.clone());
-            let walked = self.walks;
-            let known = Known { since, brought, walked, slow_until: None, in_the_round: false };
+            if !self.known.contains_key(&place) {
+                self.turns.push_back(place.clone());
+            }
+            let known = Known { since, brought, slow: None, in_the_round: false };
             let known = self.known.entry(place.clone()).or_insert(known);
             known.since = known.since.max(since);
             known.brought = brought;
@@ -274,7 +287,8 @@ mod tests {
 
     /// At which of the places a walk reads everything; it is told that this took so long.
     fn walk(places: &mut Places, last: Option<i64>, took: Duration) -> Vec<bool> {
-        let way = places.on_the_way(None, 10, nothing_is_full);
+        let turns = places.turns(nothing_is_full);
+        let way = places.on_the_way(None, 10, turns.as_ref());
         places.walked(&way, last.map(|n| found(n, 0).place).as_ref(), took);
         way.past.since.iter().map(Option::is_none).collect()
     }
@@ -285,13 +299,13 @@ mod tests {
         const NOTHING_IS_LEFT_OUT: [bool; 0] = [];
         assert_eq!(walk(&mut places, None, DEAR), NOTHING_IS_LEFT_OUT);
         assert_eq!(walk(&mut places, None, 2 * DEAR), NOTHING_IS_LEFT_OUT);
-        let way = places.on_the_way(None, 10, nothing_is_full);
+        let way = places.on_the_way(None, 10, places.turns(nothing_is_full).as_ref());
         assert!(way.past.lanes.len() == 3 && way.past.lanes.is_sorted());
         assert_eq!(way.past.since, [1, 2, 3].map(|n| Some(found(n, n.unsigned_abs() * 10).since)));
         // At first nowhere, then at one after the other.
         assert_eq!(walk(&mut places, None, 2 * DEAR), [false, false, false]);
         for expected in
-            [[true, false, false], [false, true, false], [false, false, true], [true, false, false]]
+            [[false, false, true], [true, false, false], [false, true, false], [false, false, true]]
         {
             tokio::time::advance(2 * DEAR * REST).await;
             assert_eq!(walk(&mut places, None, 2 * DEAR), expected);
@@ -299,13 +313,12 @@ mod tests {
         }
         // Where it did not come to, and where nothing may be taken, is not read.
         tokio::time::advance(2 * DEAR * REST).await;
-        assert_eq!(walk(&mut places, Some(1), DEAR), [false, true, false]);
-        let full = found(2, 0).place.0;
-        let way = places.on_the_way(None, 10, |lane| lane == full);
-        assert_eq!(way.thorough, [found(3, 0).place]);
+        assert_eq!(walk(&mut places, Some(0), DEAR), [true, false, false]);
+        let full = found(1, 0).place.0;
+        assert_eq!(places.turns(|lane| lane == full), Some(HashSet::from([found(2, 0).place])));
         // Quick again: twice as many each time, until nothing is left out.
-        assert_eq!(walk(&mut places, None, DEAR), [false, true, false]);
-        assert_eq!(walk(&mut places, None, DEAR), [true, false, true]);
+        assert_eq!(walk(&mut places, None, DEAR), [true, false, false]);
+        assert_eq!(walk(&mut places, None, DEAR), [false, true, true]);
         while places.thorough < MAX_PLACES {
             assert_eq!(walk(&mut places, None, DEAR), [true, true, true]);
         }
@@ -326,7 +339,8 @@ mod tests {
     fn a_part_of_the_way_begins_where_it_is_told() {
         let places = Places { thorough: 0, ..some_places() };
         let after = found(1, 0).place;
-        let lanes = |at_most| places.on_the_way(Some(&after), at_most, nothing_is_full).past.lanes;
+        let turns = HashSet::new();
+        let lanes = |at_most| places.on_the_way(Some(&after), at_most, Some(&turns)).past.lanes;
         assert_eq!(lanes(1), [found(2, 0).place.0]);
         assert_eq!(lanes(9), [found(2, 0).place.0, found(3, 0).place.0]);
     }
@@ -340,8 +354,11 @@ mod tests {
         assert!(!places.rung(&[1, 2]).unwrap().is_partial());
         places.read_all(&place, 2 * SLOW);
         assert_eq!(places.rung(&[1, 2]).unwrap().since, [None, Some(found(2, 20).since)]);
-        // Perhaps it is not so any more.
-        tokio::time::advance(2 * SLOW * REST + LATELY).await;
+        assert!(places.may_read_all(&found(1, 0).place) && !places.may_read_all(&place));
+        tokio::time::advance(2 * SLOW * REST).await;
+        assert!(places.may_read_all(&place));
+        // Perhaps it is not slow any more.
+        tokio::time::advance(LATELY).await;
         assert!(!places.rung(&[2]).unwrap().is_partial());
     }
 
