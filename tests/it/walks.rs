@@ -78,13 +78,14 @@ async fn walk(
     let others = [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12].map(|n| format!("${n}::integer")).join(", ");
     let sql = format!(
         "{walk}), others AS (SELECT {others}) \
-         SELECT lane, since IS NOT NULL FROM walk WHERE account_id = 'acct' ORDER BY n"
+         SELECT lane, coalesce(since > now(), false) FROM walk WHERE account_id = 'acct' ORDER BY n"
     );
     let url = |host: &str| format!("https://{host}.example:443");
     let (start, account) = (after.map(url), after.map(|_| "acct"));
     let lanes: Vec<String> = known.iter().map(|(host, _)| url(host)).collect();
     let accounts = vec!["acct"; known.len()];
-    let since: Vec<_> = known.iter().map(|(_, past)| past.then(SystemTime::now)).collect();
+    let since: Vec<_> =
+        known.iter().map(|(_, past)| past.then(|| SystemTime::now() + Duration::from_secs(3600))).collect();
     let no = &None::<i32> as &(dyn ToSql + Sync);
     let mut parameters = vec![no; 17];
     let ours: [(usize, &(dyn ToSql + Sync)); 6] =

@@ -9,19 +9,20 @@ WITH RECURSIVE tour AS (
            NULL::timestamptz AS since, 0::bigint AS n, 0 AS passed
     UNION ALL
     SELECT coalesce(between.lane, known.lane), coalesce(between.account_id, known.account_id),
-           CASE WHEN between.lane IS NULL THEN ($17::timestamptz[])[t.passed + 1] END,
+           CASE WHEN between.lane IS NULL THEN ($17::timestamptz[])[t.passed + 1] ELSE between.available_at END,
            t.n + 1, t.passed + CASE WHEN between.lane IS NULL THEN 1 ELSE 0 END
     FROM tour t
     CROSS JOIN LATERAL (
         SELECT ($15::text[])[t.passed + 1] AS lane, ($16::text[])[t.passed + 1] AS account_id
     ) known
     LEFT JOIN LATERAL (
-        SELECT o.lane, o.account_id FROM taskbell.outbox o
+        -- The first row there is: whoever takes rows need not read what is dead before it once more.
+        SELECT o.lane, o.account_id, o.available_at FROM taskbell.outbox o
         WHERE o.lane IS NOT NULL AND o.available_at IS NOT NULL
           AND (o.lane, o.account_id) > (t.lane, t.account_id)
           -- Every lane begins with a letter.
           AND (o.lane, o.account_id) < (coalesce(known.lane, '~'), coalesce(known.account_id, ''))
-        ORDER BY o.lane, o.account_id LIMIT 1
+        ORDER BY o.lane, o.account_id, o.available_at LIMIT 1
     ) between ON true
     WHERE t.n < $9::bigint AND coalesce(between.lane, known.lane) IS NOT NULL
 ), walk AS (
