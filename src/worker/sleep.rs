@@ -211,8 +211,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Draws the consequences: how long to sleep, until the next row is due or the safety poll.
     pub(super) async fn asked(&mut self, answer: Result<Asked, OutboxError>) {
         let now = Instant::now();
-        if let Ok(Asked { next_due: Some(_), took, .. }) = answer {
-            self.next_due_question = now + (took * WIDE_REST).min(MAX_WHOLE_PAUSE);
+        if let Ok(Asked { next_due: Some(answer), took, .. }) = &answer {
+            // What did not come says nothing of how long it takes.
+            let most = if answer.is_ok() { MAX_WHOLE_PAUSE } else { MAX_WIDE_PAUSE };
+            self.next_due_question = now + (*took * WIDE_REST).min(most);
         }
         let Phase::Asleep { watchful: was_watchful } = self.phase else { return };
         let Ok(Asked { held, in_line, next_due, .. }) = answer else {
