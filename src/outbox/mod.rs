@@ -172,8 +172,7 @@ impl Room {
 
     /// Whether a lane takes no more.
     fn is_full(&self, lane: &str) -> bool {
-        let held = self.in_flight.iter().find(|(busy, _)| busy.0 == lane);
-        held.is_some_and(|(_, held)| held.fills(self.per_lane, self.bytes_per_lane))
+        self.full_lanes().any(|full| full == lane)
     }
 
     /// The lanes that take no more.
@@ -200,8 +199,8 @@ impl Room {
 pub enum Look {
     /// Everywhere: what it does not find, nobody may claim now.
     Whole,
-    /// Everywhere, but where many rows have come from only past those, except at some of these places in turn. No
-    /// proof of anything; what one such look misses, a later one finds.
+    /// Everywhere; while that takes the database long, at places that are known only past what was seen there, but
+    /// for some of them in turn. No proof of anything; what one such look misses, a later one finds.
     Wide,
     /// Where rows have come from lately, and only past those: quick, but no proof of anything.
     Quick,

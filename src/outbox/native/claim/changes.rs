@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::REST;
+
 /// What a daemon has handed out.
 #[derive(Default)]
 pub(super) struct Changes {
@@ -51,8 +53,6 @@ impl Changes {
 
 /// How long a transaction may take that recorded a change.
 const SLACK: Duration = Duration::from_secs(2);
-/// Reading everything is paid with so many times its length without.
-const REST: u32 = 8;
 
 #[cfg(test)]
 mod tests {

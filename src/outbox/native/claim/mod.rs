@@ -346,6 +346,8 @@ const AT_PLACES: &str = concat!(
 const ONE: &str = concat!(include_str!("one.sql"), include_str!("lease.sql"), include_str!("shown.sql"));
 /// Places that the first statement of a walk visits.
 const MIN_PLACES: usize = 16;
+/// Reading everything is paid with so many times its length without.
+const REST: u32 = 8;
 /// What taking a row costs in a walk, at a generous guess.
 const TAKING: Duration = Duration::from_micros(200);
 /// Columns of shown.sql.

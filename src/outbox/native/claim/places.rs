@@ -12,6 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use super::REST;
+
 /// A lane and an account there.
 pub(super) type Place = (String, String);
 
@@ -233,8 +235,6 @@ pub(super) const MAX_PLACES: usize = 256;
 const DEAR: Duration = Duration::from_millis(20);
 /// The same of the claim of one row.
 const SLOW: Duration = Duration::from_millis(5);
-/// Reading everything is paid with so many times its length without.
-const REST: u32 = 8;
 /// Places remembered; then it begins anew.
 const MAX_KNOWN: usize = 10_000;
 
