@@ -20,8 +20,15 @@ impl Quantiles {
         self.0.get(place.min(self.0.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
     }
 
+    /// Between the two in the middle, where their number is even.
     pub fn median(&self) -> f64 {
-        self.at(0.5)
+        let upper = self.at(0.5);
+        let lower = if self.0.len().is_multiple_of(2) {
+            self.0.get((self.0.len() / 2).wrapping_sub(1))
+        } else {
+            None
+        };
+        lower.map_or(upper, |lower| f64::midpoint(*lower, upper))
     }
 
     pub fn highest(&self) -> f64 {

@@ -37,6 +37,10 @@ mod scratch;
 #[allow(dead_code, reason = "the tests use more of it")]
 mod tls;
 
+/// The daemon's: what sends without a database is to have no handicap.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if arguments.first().is_some_and(|first| first == "receiver") {
@@ -59,7 +63,7 @@ fn main() {
             tables.push(latency::latency().await);
         }
         if wanted("seller") {
-            tables.push(seller::seller(2).await);
+            tables.push(seller::seller(3).await);
         }
         if wanted("history") {
             tables.push(conditions::history(2).await);

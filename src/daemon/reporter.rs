@@ -70,12 +70,14 @@ impl Reporter {
     }
 
     async fn expire(&self) -> Result<(), String> {
-        let expired = self.outbox.expire().await.map_err(|error| error.to_string())?;
-        if expired > 0 {
+        loop {
+            let expired = self.outbox.expire().await.map_err(|error| error.to_string())?;
+            if expired == 0 {
+                return Ok(());
+            }
             names::observe_expired(expired);
             tracing::warn!(rows = expired, "webhooks expired: every attempt inside their horizon failed");
         }
-        Ok(())
     }
 
     async fn keep_house(&self) -> Result<(), String> {

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
@@ -142,7 +142,7 @@ impl Doorbell {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (requests, inbox) = mpsc::unbounded_channel();
         let task = async move {
-            let mut porter = Porter { connect, inbox, pending: None };
+            let mut porter = Porter { connect, inbox, wants_silence: false };
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = porter.run() => {}
@@ -200,8 +200,8 @@ impl Doorbell {
 struct Porter {
     connect: Connect,
     inbox: mpsc::UnboundedReceiver<Request>,
-    /// A request that came while we waited for the lock.
-    pending: Option<Request>,
+    /// What the worker asked for last. Neither a question in between nor a new connection changes it.
+    wants_silence: bool,
 }
 
 impl Porter {
@@ -215,14 +215,9 @@ impl Porter {
                 return;
             }
             tracing::warn!(reason, "doorbell connection lost, reconnecting");
-            // Whoever waits for an answer must not wait for the database to come back.
-            self.pending = None;
-            let mut awake = false;
+            // Whoever waits for an answer must not wait for the database to come back. Who hears none stays awake.
             while let Ok(request) = self.inbox.try_recv() {
-                awake = matches!(request, Request::Close);
-            }
-            if awake {
-                self.pending = Some(Request::Close);
+                self.wants_silence |= matches!(request, Request::Close);
             }
             sleep(RECONNECT_DELAY).await;
         }
@@ -249,20 +244,35 @@ impl Porter {
         if let Err(error) = promptly(gate.set_up(PATIENCE)).await {
             return error;
         }
+        let mut silence = Silence::new();
         loop {
-            let request = match self.pending.take() {
-                Some(request) => request,
-                None => match self.inbox.recv().await {
+            let request = tokio::select! {
+                biased;
+                request = self.inbox.recv() => match request {
                     Some(request) => request,
                     None => return DoorbellError::Unavailable,
                 },
+                () = sleep_until(silence.next_try), if self.wants_silence && !silence.is_ours => {
+                    match promptly(gate.close()).await {
+                        Ok(is_ours) => silence.tried(is_ours),
+                        Err(error) => return error,
+                    }
+                    continue;
+                }
             };
             // A worker that no longer waits for its answer is no fault.
             let answered = match request {
-                Request::Close => self.close(gate).await,
-                Request::Open(answer) => promptly(gate.open()).await.map(|horizon| {
-                    let _ = answer.send(horizon);
-                }),
+                Request::Close => {
+                    self.wants_silence = true;
+                    Ok(())
+                }
+                Request::Open(answer) => {
+                    self.wants_silence = false;
+                    silence = Silence::new();
+                    promptly(gate.open()).await.map(|horizon| {
+                        let _ = answer.send(horizon);
+                    })
+                }
                 Request::Passed(horizon, answer) => promptly(gate.passed(horizon)).await.map(|passed| {
                     let _ = answer.send(passed);
                 }),
@@ -278,24 +288,24 @@ impl Porter {
             }
         }
     }
+}
 
-    /// Asks for the lock, again and again, until it is ours or something else is wanted.
-    async fn close(&mut self, gate: &Gate<'_>) -> Result<(), DoorbellError> {
-        let mut pause = MIN_PAUSE;
-        while !promptly(gate.close()).await? {
-            tokio::select! {
-                request = self.inbox.recv() => match request {
-                    Some(Request::Close) => {}
-                    Some(request) => {
-                        self.pending = Some(request);
-                        return Ok(());
-                    }
-                    None => return Err(DoorbellError::Unavailable),
-                },
-                () = sleep(pause) => pause = (pause * 2).min(MAX_PAUSE),
-            }
-        }
-        Ok(())
+/// The lock on one connection: asked for again and again until it is ours.
+struct Silence {
+    is_ours: bool,
+    next_try: Instant,
+    pause: Duration,
+}
+
+impl Silence {
+    fn new() -> Self {
+        Self { is_ours: false, next_try: Instant::now(), pause: MIN_PAUSE }
+    }
+
+    fn tried(&mut self, is_ours: bool) {
+        self.is_ours = is_ours;
+        self.next_try = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(MAX_PAUSE);
     }
 }
 

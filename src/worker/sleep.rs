@@ -189,6 +189,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     /// Asks how things stand, unless that is being asked.
     pub(super) fn begin_asking(&mut self) {
+        if !matches!(self.phase, Phase::Asleep { .. }) {
+            // Whoever falls asleep asks.
+            self.next_question = None;
+            return;
+        }
         if self.exchange.asking.is_some() || self.next_question.is_none_or(|at| Instant::now() < at) {
             return;
         }

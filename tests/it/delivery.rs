@@ -262,6 +262,32 @@ async fn one_lane_gets_only_the_slots_it_has() {
     assert_eq!(rest.len(), 1);
 }
 
+/// Nobody may claim it, so nobody is woken for it, not even once its lease is over; it is due for its name only.
+#[tokio::test]
+async fn what_is_past_its_horizon_wakes_nobody_and_dies_in_the_sweep() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    issue(&client, "task_a", Some("https://b.example/")).await;
+    complete(&client, "task_a").await;
+    assert_eq!(outbox.next_due().await.unwrap(), Some(Duration::ZERO));
+    assert_eq!(outbox.claim(&room(1)).await.unwrap().claims.len(), 1);
+    assert!(outbox.next_due().await.unwrap().unwrap() > Duration::ZERO, "its lease");
+    let over = "UPDATE taskbell.outbox SET lease_expires_at = now() - interval '1 minute',
+                retry_until = now() - interval '2 minutes'";
+    client.batch_execute(over).await.unwrap();
+    assert!(outbox.claim(&room(1)).await.unwrap().claims.is_empty());
+    assert_eq!(outbox.next_due().await.unwrap(), None);
+    client
+        .batch_execute(
+            "UPDATE taskbell.outbox SET lease_expires_at = NULL, lease_token = NULL, state = 'pending'",
+        )
+        .await
+        .unwrap();
+    assert_eq!(outbox.next_due().await.unwrap(), None);
+    assert_eq!(outbox.expire().await.unwrap(), 1);
+    assert_eq!(delivery(&client, "task_a").await["state"], "expired");
+}
+
 #[tokio::test]
 async fn past_the_horizon_a_row_expires_and_only_a_person_sends_it_again() {
     let database = TestDatabase::migrated().await;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use taskbell::listener::{Gate, Heard, Horizon, Listener, Session};
+use taskbell::listener::{Doorbell, Gate, Heard, Horizon, Listener, Session};
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client};
 use tokio_util::sync::CancellationToken;
@@ -265,6 +265,32 @@ async fn the_bell_is_silent_only_while_somebody_is_awake() {
     seller.batch_execute("COMMIT").await.unwrap();
     assert!(Gate(&gate).close().await.unwrap());
     assert!(Gate(&listening).held_by_another().await.unwrap());
+}
+
+/// Whoever waits for silence gets it after the seller's transaction that is in the way, whatever else is asked meanwhile.
+#[tokio::test]
+async fn a_question_in_between_does_not_take_back_the_wish_for_silence() {
+    let database = TestDatabase::migrated().await;
+    let (seller, other) = (database.client().await, database.client().await);
+    let stop = CancellationToken::new();
+    let (doorbell, porter) = Doorbell::new(database.connector.handle(), stop.clone());
+    let porter = tokio::spawn(porter);
+    super::support::issue(&seller, "task_1", None).await;
+    seller.batch_execute("BEGIN; UPDATE decisioning_tasks SET state = 'working'").await.unwrap();
+    doorbell.close();
+    doorbell.held_by_another().await.unwrap();
+    doorbell.in_line().await.unwrap();
+    seller.batch_execute("COMMIT").await.unwrap();
+    let silent = async || Gate(&other).held_by_another().await.unwrap();
+    eventually("silence", async || silent().await.then_some(())).await;
+    // Nor does a new connection.
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'";
+    other.batch_execute(end).await.unwrap();
+    eventually("silence on a new connection", async || silent().await.then_some(())).await;
+    doorbell.open().await.unwrap();
+    assert!(!silent().await);
+    stop.cancel();
+    porter.await.unwrap();
 }
 
 /// A bell says where to look, and no more than that to whoever else listens.

@@ -2,6 +2,7 @@
 -- A lane whose circuit is closed is due when its pause is over. Of the others the first row that is not
 -- in flight counts, and the leases of those in flight, which stand before all that is not due yet.
 -- They are not sought by the time: one may have come, and been claimed, after our now().
+-- What is past its horizon nobody claims; expire.sql is for that.
 -- $1 rows at most that are asked for their lease
 WITH RECURSIVE walk AS (
     (SELECT o.lane, o.account_id FROM taskbell.outbox o
@@ -24,14 +25,15 @@ LEFT JOIN LATERAL (
     SELECT least((
         SELECT o.available_at FROM taskbell.outbox o
         WHERE o.lane = w.lane AND o.account_id = w.account_id AND o.available_at IS NOT NULL
-          AND o.lease_expires_at IS NULL
+          AND o.lease_expires_at IS NULL AND (o.retry_until IS NULL OR o.retry_until > now())
         ORDER BY o.available_at, o.id LIMIT 1
     ), (
         SELECT min(f.lease_expires_at) FROM (
-            SELECT o.lease_expires_at FROM taskbell.outbox o
+            SELECT o.lease_expires_at, o.retry_until FROM taskbell.outbox o
             WHERE o.lane = w.lane AND o.account_id = w.account_id AND o.available_at IS NOT NULL
             ORDER BY o.available_at, o.id LIMIT $1::bigint
         ) f
+        WHERE f.retry_until IS NULL OR f.retry_until > f.lease_expires_at
     )) AS due
 ) first ON c.closed_until IS NULL
 HAVING count(*) > 0
