@@ -22,13 +22,8 @@ impl Quantiles {
 
     /// Between the two in the middle, where their number is even.
     pub fn median(&self) -> f64 {
-        let upper = self.at(0.5);
-        let lower = if self.0.len().is_multiple_of(2) {
-            self.0.get((self.0.len() / 2).wrapping_sub(1))
-        } else {
-            None
-        };
-        lower.map_or(upper, |lower| f64::midpoint(*lower, upper))
+        let at = |place: usize| self.0.get(place).copied().unwrap_or(f64::NAN);
+        f64::midpoint(at(self.0.len().saturating_sub(1) / 2), at(self.0.len() / 2))
     }
 
     pub fn highest(&self) -> f64 {

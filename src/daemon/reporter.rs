@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::database::explain;
@@ -70,14 +70,16 @@ impl Reporter {
     }
 
     async fn expire(&self) -> Result<(), String> {
-        loop {
+        let began = Instant::now();
+        while began.elapsed() < EXPIRE_FOR {
             let expired = self.outbox.expire().await.map_err(|error| error.to_string())?;
             if expired == 0 {
-                return Ok(());
+                break;
             }
             names::observe_expired(expired);
             tracing::warn!(rows = expired, "webhooks expired: every attempt inside their horizon failed");
         }
+        Ok(())
     }
 
     async fn keep_house(&self) -> Result<(), String> {
@@ -103,5 +105,7 @@ const DROP_PARTITIONS: &str = "SELECT taskbell.drop_partitions($1 * interval '1 
 const DROP_IDLE_CIRCUITS: &str = include_str!("idle_circuits.sql");
 /// At the default beat of 15 s, a minute: it reads every row that is owed.
 const EXPIRE_BEATS: u32 = 4;
+/// The gauges wait meanwhile. What is left has its turn a minute later: nobody claims it.
+const EXPIRE_FOR: Duration = Duration::from_secs(5);
 /// At the default beat of 15 s, an hour.
 const HOUSEKEEPING_BEATS: u32 = 240;

@@ -262,7 +262,7 @@ async fn one_lane_gets_only_the_slots_it_has() {
     assert_eq!(rest.len(), 1);
 }
 
-/// Nobody may claim it, so nobody is woken for it, not even once its lease is over; it is due for its name only.
+/// Nobody may claim it, so nobody is woken for it, not even once its lease is over. The sweep gives it its name.
 #[tokio::test]
 async fn what_is_past_its_horizon_wakes_nobody_and_dies_in_the_sweep() {
     let database = TestDatabase::migrated().await;

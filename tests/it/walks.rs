@@ -148,6 +148,13 @@ async fn what_stands_before_that_which_was_seen_is_found_by_every_look_but_a_qui
             succeed(&outbox, &claims).await;
         }
     }
+    // A late one beside one that is new: the bell's claim takes both, or says that there may be more.
+    owe_an_hour_ago(&client, "h.example", 1).await;
+    owe(&client, "h.example", "acct", 1).await;
+    let mut room = Room::of(128, 128);
+    room.look = Look::At { places: vec![bell], changes: false };
+    let claimed = outbox.claim(&room).await.unwrap();
+    assert!(claimed.claims.len() == 2 || (claimed.claims.len() == 1 && claimed.missed));
 }
 
 /// State changes that nobody is owed a webhook for.
