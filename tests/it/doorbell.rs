@@ -284,14 +284,18 @@ async fn a_question_in_between_does_not_take_back_the_wish_for_silence() {
     let silent = async || Gate(&other).held_by_another().await.unwrap();
     eventually("silence", async || silent().await.then_some(())).await;
     // Nor does a new connection.
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'";
-    other.batch_execute(end).await.unwrap();
+    other.batch_execute(CUT_OFF).await.unwrap();
     eventually("silence on a new connection", async || silent().await.then_some(())).await;
     doorbell.open().await.unwrap();
     assert!(!silent().await);
     stop.cancel();
     porter.await.unwrap();
 }
+
+/// Ends the sessions of this database that keep its bell silent, and waits until they have gone.
+const CUT_OFF: &str = "SELECT pg_terminate_backend(l.pid, 10000) \
+                       FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+                       WHERE l.locktype = 'advisory' AND d.datname = current_database()";
 
 /// A bell says where to look, and no more than that to whoever else listens.
 #[tokio::test]
