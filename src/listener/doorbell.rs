@@ -156,43 +156,59 @@ impl Doorbell {
         let _ = self.requests.send(Request::Close);
     }
 
-    /// Lets the bell ring again; waits until that is so. Cancel safe.
+    /// Lets the bell ring again: asked for by this call, answered when that is so. Cancel safe.
     ///
     /// # Errors
     /// [`DoorbellError::Unavailable`] while there is no connection: stay awake and ask again.
-    pub async fn open(&self) -> Result<Horizon, DoorbellError> {
-        self.ask(Request::Open).await
+    pub fn open(&self) -> impl Future<Output = Result<Horizon, DoorbellError>> + Send + use<> {
+        self.ask(Request::Open)
     }
 
     /// Whether every transaction before the horizon has ended.
     ///
     /// # Errors
     /// [`DoorbellError::Unavailable`] while there is no connection.
-    pub async fn passed(&self, horizon: Horizon) -> Result<bool, DoorbellError> {
-        self.ask(|answer| Request::Passed(horizon, answer)).await
+    pub fn passed(
+        &self,
+        horizon: Horizon,
+    ) -> impl Future<Output = Result<bool, DoorbellError>> + Send + use<> {
+        self.ask(move |answer| Request::Passed(horizon, answer))
     }
 
     /// Whether another daemon keeps the bell silent. Only to be asked while we do not.
     ///
     /// # Errors
     /// [`DoorbellError::Unavailable`] while there is no connection.
-    pub async fn held_by_another(&self) -> Result<bool, DoorbellError> {
-        self.ask(Request::HeldByAnother).await
+    pub fn held_by_another(&self) -> impl Future<Output = Result<bool, DoorbellError>> + Send + use<> {
+        self.ask(Request::HeldByAnother)
     }
 
     /// How many commits of sellers wait for one that rings.
     ///
     /// # Errors
     /// [`DoorbellError::Unavailable`] while there is no connection.
-    pub async fn in_line(&self) -> Result<i64, DoorbellError> {
-        self.ask(Request::InLine).await
+    pub fn in_line(&self) -> impl Future<Output = Result<i64, DoorbellError>> + Send + use<> {
+        self.ask(Request::InLine)
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, DoorbellError> {
+    /// The order of the calls is the order of the requests, whoever waits for the answers.
+    fn ask<T: Send + 'static, R>(
+        &self,
+        request: R,
+    ) -> impl Future<Output = Result<T, DoorbellError>> + Send + use<T, R>
+    where
+        R: FnOnce(oneshot::Sender<T>) -> Request,
+    {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(request(answer));
-        // The worker has more to do than to wait for a database that does not answer.
-        timeout(ANSWER_PATIENCE, answered).await.ok().and_then(Result::ok).ok_or(DoorbellError::Unavailable)
+        async move {
+            // The worker has more to do than to wait for a database that does not answer.
+            timeout(ANSWER_PATIENCE, answered)
+                .await
+                .ok()
+                .and_then(Result::ok)
+                .ok_or(DoorbellError::Unavailable)
+        }
     }
 }
 

@@ -122,7 +122,7 @@ impl Body {
 
     fn text(&mut self, name: &'static str, value: &str) {
         self.name(name);
-        self.0.extend_from_slice(serde_json::Value::from(value).to_string().as_bytes());
+        serde_json::to_writer(&mut self.0, value).unwrap_or_else(|_| unreachable!("a Vec takes every text"));
     }
 
     fn document(&mut self, name: &'static str, value: &RawValue) -> Result<(), Unsendable> {

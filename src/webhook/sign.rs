@@ -146,9 +146,8 @@ impl Signed {
         nonce: &Nonce,
     ) -> Result<Self, OwnFault> {
         let content_digest = content_digest(body);
-        let components = COMPONENTS.map(|name| format!("\"{name}\"")).join(" ");
         let params = format!(
-            "({components});created={created};expires={};nonce=\"{}\";keyid={};alg=\"{}\";tag=\"{TAG}\"",
+            "({COVERED});created={created};expires={};nonce=\"{}\";keyid={};alg=\"{}\";tag=\"{TAG}\"",
             created + MAX_VALIDITY_SECONDS,
             nonce.0,
             quoted(key.kid()),
@@ -164,14 +163,16 @@ impl Signed {
 /// The signature base (RFC 9421 §2.5): a line per component, the parameters last, no final LF.
 pub(super) fn signature_base<'a>(
     components: impl IntoIterator<Item = (&'a str, &'a str)>,
-    params: &str,
+    params: &'a str,
 ) -> String {
-    let mut base = String::new();
-    for (name, value) in components {
-        // Writing to a String cannot fail.
-        let _ = writeln!(base, "\"{name}\": {value}");
+    let mut base = String::with_capacity(512);
+    for (name, value) in components.into_iter().chain([("@signature-params", params)]) {
+        for part in ["\"", name, "\": ", value, "\n"] {
+            base.push_str(part);
+        }
     }
-    base + "\"@signature-params\": " + params
+    base.pop(); // the last LF
+    base
 }
 
 /// `sha-256=:…:` in padded standard base64 (RFC 9530), which every AdCP vector has.
@@ -214,6 +215,8 @@ pub(super) const LABEL: &str = "sig1";
 /// What a signature covers, in this order, and nothing else.
 pub(super) const COMPONENTS: [&str; 5] =
     ["@method", "@target-uri", "@authority", "content-type", "content-digest"];
+/// The same in a signature's parameters.
+const COVERED: &str = r#""@method" "@target-uri" "@authority" "content-type" "content-digest""#;
 /// Longest life of a signature that receivers accept.
 pub(super) const MAX_VALIDITY_SECONDS: u64 = 300;
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");

@@ -28,6 +28,13 @@ pub(super) struct Means<W> {
     pub(super) deadline: Duration,
 }
 
+impl<W: World> Means<W> {
+    fn facts(&self, ticket: &Ticket) -> Facts {
+        let Ticket { row, attempt, since_first, .. } = *ticket;
+        Facts { source: row.source, attempt, since_first, chance: self.world.chance() }
+    }
+}
+
 /// An attempt that has ended, and what metrics need of it.
 pub(super) struct Settled {
     pub(super) settlement: Settlement,
@@ -39,13 +46,10 @@ pub(super) struct Settled {
 
 impl Settled {
     /// The end of a claim for which nothing was sent.
-    pub(super) fn without_attempt(claim: &Claim, verdict: Verdict, reason: Option<FailureReason>) -> Self {
-        Self {
-            owed_for: claim.owed_for,
-            until: claim.until,
-            writing: Writing::Due,
-            settlement: Settlement { row: claim.row, lease: claim.lease, verdict, reason, attempt: None },
-        }
+    pub(super) fn without_attempt(ticket: &Ticket, verdict: Verdict, reason: Option<FailureReason>) -> Self {
+        let Ticket { row, lease, owed_for, until, .. } = *ticket;
+        let settlement = Settlement { row, lease, verdict, reason, attempt: None };
+        Self { settlement, owed_for, until, writing: Writing::Due }
     }
 }
 
@@ -61,10 +65,11 @@ pub(super) enum Writing {
 }
 
 /// What an attempt needs of its claim.
+#[derive(Clone, Copy)]
 pub(super) struct Ticket {
-    row: RowId,
+    pub(super) row: RowId,
     lease: LeaseToken,
-    attempt: u32,
+    pub(super) attempt: u32,
     since_first: Duration,
     owed_for: Duration,
     until: Instant,
@@ -89,21 +94,12 @@ pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, tic
     if began + means.deadline > ticket.until {
         // We were held up since the claim, perhaps frozen: it would outlive its lease.
         tracing::warn!("too late to begin inside the lease, given back");
-        let Ticket { row, lease, owed_for, until, .. } = ticket;
-        let verdict = Verdict::Unclaim { after: Duration::ZERO };
-        let settlement = Settlement { row, lease, verdict, reason: None, attempt: None };
-        return Settled { settlement, owed_for, until, writing: Writing::Due };
+        return Settled::without_attempt(&ticket, Verdict::Unclaim { after: Duration::ZERO }, None);
     }
     let trace = TraceContext::of(&prepared.key, ticket.lease.0);
     let outcome = means.sender.send(prepared, &means.signer, trace, started_at, means.deadline).await;
     let duration = began.elapsed();
-    let facts = Facts {
-        source: ticket.row.source,
-        attempt: ticket.attempt,
-        since_first: ticket.since_first,
-        chance: means.world.chance(),
-    };
-    let (verdict, reason) = (means.policy.judge(&outcome, facts), outcome.reason());
+    let (verdict, reason) = (means.policy.judge(&outcome, means.facts(&ticket)), outcome.reason());
     let status = outcome.status();
     names::observe_attempt(duration, reason);
     if let Outcome::OwnFault(why) = &outcome {
@@ -147,18 +143,12 @@ pub(super) async fn attempt<W: World>(means: &Means<W>, prepared: &Prepared, tic
 }
 
 /// The settlement of a row that nothing was sent for.
-pub(super) fn unsent<W: World>(outcome: &Outcome, claim: &Claim, policy: &RetryPolicy, world: &W) -> Settled {
-    let facts = Facts {
-        source: claim.row.source,
-        attempt: claim.attempt,
-        since_first: claim.since_first,
-        chance: world.chance(),
-    };
-    let (verdict, reason) = (policy.judge(outcome, facts), outcome.reason());
+pub(super) fn unsent<W: World>(outcome: &Outcome, ticket: &Ticket, task: &str, means: &Means<W>) -> Settled {
+    let (verdict, reason) = (means.policy.judge(outcome, means.facts(ticket)), outcome.reason());
     if let Some(reason) = reason {
         names::observe_unsent(reason);
     }
-    let (row, task) = (claim.row.id, claim.task_id.as_str());
+    let row = ticket.row.id;
     match outcome {
         Outcome::Unsendable(why) => {
             tracing::error!(row.id = row, task.id = task, %why, "no webhook can be made of this row");
@@ -168,7 +158,7 @@ pub(super) fn unsent<W: World>(outcome: &Outcome, claim: &Claim, policy: &RetryP
         }
         _ => tracing::debug!(row.id = row, task.id = task, verdict = verdict.as_str(), "nothing was sent"),
     }
-    Settled::without_attempt(claim, verdict, reason)
+    Settled::without_attempt(ticket, verdict, reason)
 }
 
 /// Said once for each process; `taskbell_legacy_attempts_total` counts.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::histogram;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::attempt::{Settled, World, Writing};
+use super::attempt::{Settled, Ticket, World, Writing};
 use super::exchange::answered;
 use super::{Worker, chain};
 use crate::metrics as names;
@@ -85,11 +85,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
             // Its next claim is not the first any more.
             histogram!(names::DELIVERY_LAG).record(claim.owed_for);
         }
-        self.finished.extend(
-            claimed.claims.into_iter().map(|claim| {
-                Settled::without_attempt(&claim, Verdict::Unclaim { after: Duration::ZERO }, None)
-            }),
-        );
+        self.finished.extend(claimed.claims.into_iter().map(|claim| {
+            Settled::without_attempt(&Ticket::of(&claim), Verdict::Unclaim { after: Duration::ZERO }, None)
+        }));
     }
 
     /// Exchanges from before the stop that have not been answered in time: what was to be written

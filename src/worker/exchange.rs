@@ -197,7 +197,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 
     /// Starts what a claim has brought, and decides when to look next.
-    pub(super) async fn claimed(&mut self, since: Instant, answer: Result<Claimed, OutboxError>) {
+    pub(super) fn claimed(&mut self, since: Instant, answer: Result<Claimed, OutboxError>) {
         let look = std::mem::replace(&mut self.exchange.look, Look::Whole);
         let (mut recorded, mut oldest) = (None, Duration::ZERO);
         let (found, fault) = match answer {
@@ -235,7 +235,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         let took = since.elapsed();
         tracing::trace!(?look, brought = self.exchange.brought, ?took, "looked");
-        self.next_look = self.after(&look, found, took).await;
+        self.next_look = self.after(&look, found, took);
         self.rest(took, recorded, oldest);
         if std::mem::take(&mut self.exchange.again) {
             self.next_look = Instant::now();

@@ -8,6 +8,7 @@
 
 mod exchange;
 mod sleep;
+mod settling;
 mod courtesy;
 mod attempt;
 mod judge;
@@ -36,6 +37,7 @@ use courtesy::Courtesy;
 use egress::Egress;
 use exchange::{Exchange, answered};
 use observe::Left;
+use settling::Settling;
 use sleep::{Pace, Phase};
 
 pub use attempt::World;
@@ -70,9 +72,7 @@ pub struct WorkerSettings {
 /// Delivers what one outbox owes.
 pub struct Worker<O, W> {
     outbox: Arc<O>,
-    world: Arc<W>,
-    sender: Sender,
-    signer: Arc<Signer>,
+    means: Arc<Means<W>>,
     doorbell: Doorbell,
     wakes: Wakes,
     settings: WorkerSettings,
@@ -80,13 +80,16 @@ pub struct Worker<O, W> {
     in_flight: HashMap<Lane, Held>,
     /// Bytes of their bodies, as far as they count.
     payload: usize,
-    started: HashMap<tokio::task::Id, (Lane, Claim)>,
+    started: HashMap<tokio::task::Id, Started>,
+    /// How many of them had failed before.
+    retries: usize,
     finished: Vec<Settled>,
     egress: Egress,
     courtesy: Courtesy,
     /// Until when we look at nothing, for the sellers' sake.
     rests_until: Instant,
     exchange: Exchange,
+    settling: Settling,
     left: Left,
     next_look: Instant,
     /// When we may look everywhere.
@@ -121,11 +124,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
         wakes: Wakes,
         settings: WorkerSettings,
     ) -> Self {
+        let (policy, deadline) = (settings.retry.clone(), settings.deadline);
         Self {
             outbox,
-            world,
-            sender,
-            signer,
+            means: Arc::new(Means { sender, signer, world, policy, deadline }),
             doorbell,
             wakes,
             settings,
@@ -133,11 +135,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
             in_flight: HashMap::new(),
             payload: 0,
             started: HashMap::new(),
+            retries: 0,
             finished: Vec::new(),
             egress: Egress::default(),
             courtesy: Courtesy::default(),
             rests_until: Instant::now(),
             exchange: Exchange::default(),
+            settling: Settling::default(),
             left: Left::default(),
             next_look: Instant::now(),
             next_wide: Instant::now(),
@@ -182,7 +186,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
             let (look, settle) = (self.look_at(), self.settle_at());
             let question = self.next_question.unwrap_or(look);
             let look_back = self.left.at();
-            self.due_back.send_replace(self.exchange.since().min().unwrap_or(look));
+            let since = self.exchange.since().chain(self.settling.since());
+            self.due_back.send_replace(since.min().unwrap_or(look));
             tokio::select! {
                 () = stop.cancelled() => break,
                 heard = self.wakes.next() => self.heard(heard),
@@ -192,17 +197,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     self.collect_ended();
                     self.slots_are_free(wanted);
                 }
-                (since, answer) = answered(&mut self.exchange.claiming) => tokio::select! {
-                    biased;
-                    () = self.claimed(since, answer) => {}
-                    // What was claimed has been started; only the next look was still to be decided.
-                    () = stop.cancelled() => break,
-                },
+                (since, answer) = answered(&mut self.exchange.claiming) => self.claimed(since, answer),
                 (_, answer) = answered(&mut self.exchange.settling) => self.written(answer),
-                (_, answer) = answered(&mut self.exchange.asking) => tokio::select! {
-                    () = self.asked(answer) => {}
-                    () = stop.cancelled() => break,
-                },
+                (_, answer) = answered(&mut self.exchange.asking) => self.asked(answer),
+                (_, answer) = answered(&mut self.settling.opening) => self.opened(answer),
+                (_, answer) = answered(&mut self.settling.passing) => self.passed(answer),
                 (_, answer) = answered(&mut self.exchange.looking_back) => self.looked_back(answer),
                 () = sleep_until(look), if self.exchange.claiming.is_none() => {}
                 () = sleep_until(question), if self.exchange.asking.is_none() && self.next_question.is_some() => {}
@@ -236,8 +235,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     /// How many rows that failed before may be claimed: a quarter of the slots is for the others.
     fn retries_left(&self) -> usize {
-        let retries = self.started.values().filter(|(_, claim)| claim.attempt > 1).count();
-        (self.settings.concurrency * 3 / 4).max(1).saturating_sub(retries)
+        (self.settings.concurrency * 3 / 4).max(1).saturating_sub(self.retries)
     }
 
     /// Observes and starts what was claimed.
@@ -247,36 +245,31 @@ impl<O: Outbox, W: World> Worker<O, W> {
             if claim.is_new {
                 histogram!(names::DELIVERY_LAG).record(claim.owed_for);
             }
-            match &claim.prepared {
+            let weight = claim.weight(self.lane_share());
+            let ticket = Ticket::of(&claim);
+            let Claim { row, lane, task_id, attempt: number, prepared, .. } = claim;
+            match prepared {
                 Ok(prepared) => {
                     let span = tracing::info_span!(
                         "attempt",
-                        source = claim.row.source.as_str(),
-                        row.id = claim.row.id,
-                        task.id = claim.task_id,
-                        attempt = claim.attempt
+                        source = row.source.as_str(),
+                        row.id = row.id,
+                        task.id = task_id,
+                        attempt = number
                     );
-                    let means = Means {
-                        sender: self.sender.clone(),
-                        signer: self.signer.clone(),
-                        world: self.world.clone(),
-                        policy: self.settings.retry.clone(),
-                        deadline: self.settings.deadline,
-                    };
-                    let ticket = Ticket::of(&claim);
-                    let prepared = prepared.clone();
+                    let means = self.means.clone();
                     let handle = self
                         .attempts
                         .spawn(async move { attempt(&means, &prepared, ticket).await }.instrument(span));
-                    let weight = claim.weight(self.lane_share());
-                    let held = self.in_flight.entry(claim.lane.clone()).or_default();
+                    let held = self.in_flight.entry(lane.clone()).or_default();
                     held.rows += 1;
                     held.bytes += weight;
                     self.payload += weight;
-                    self.started.insert(handle.id(), (claim.lane.clone(), claim));
+                    self.retries += usize::from(number > 1);
+                    self.started.insert(handle.id(), Started { lane, ticket, task_id, weight });
                 }
                 Err(outcome) => {
-                    let settled = unsent(outcome, &claim, &self.settings.retry, &*self.world);
+                    let settled = unsent(&outcome, &ticket, &task_id, &self.means);
                     self.finished.push(settled);
                 }
             }
@@ -288,9 +281,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Ok((id, _)) => *id,
             Err(error) => error.id(),
         };
-        let Some((lane, claim)) = self.started.remove(&id) else { return };
-        let weight = claim.weight(self.lane_share());
+        let Some(Started { lane, ticket, task_id, weight }) = self.started.remove(&id) else { return };
         self.payload -= weight;
+        self.retries -= usize::from(ticket.attempt > 1);
         if let Some(held) = self.in_flight.get_mut(&lane) {
             held.rows -= 1;
             held.bytes -= weight;
@@ -304,9 +297,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Err(error) => {
                 if error.is_panic() {
                     tracing::error!(
-                        source = claim.row.source.as_str(),
-                        row.id = claim.row.id,
-                        task.id = claim.task_id,
+                        source = ticket.row.source.as_str(),
+                        row.id = ticket.row.id,
+                        task.id = task_id,
                         "an attempt panicked"
                     );
                 }
@@ -316,7 +309,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     false => Verdict::Unclaim { after },
                 };
                 let reason = error.is_panic().then_some(FailureReason::Internal);
-                Settled::without_attempt(&claim, verdict, reason)
+                Settled::without_attempt(&ticket, verdict, reason)
             }
         };
         self.finished.push(settled);
@@ -335,6 +328,15 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         settled
     }
+}
+
+/// An attempt that has been started, and what it takes of the room.
+struct Started {
+    lane: Lane,
+    ticket: Ticket,
+    /// For the log.
+    task_id: String,
+    weight: usize,
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

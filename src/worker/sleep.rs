@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::attempt::World;
 use super::exchange::Underway;
+use super::settling::MAX_SETTLING_PAUSE;
 use super::{OUTAGE_PAUSE, Worker};
 use crate::listener::{Heard, Horizon};
 use crate::metrics as names;
@@ -121,7 +122,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 
     /// Decides when to look next, after a look that took so long.
-    pub(super) async fn after(&mut self, look: &Look, found: bool, took: Duration) -> Instant {
+    pub(super) fn after(&mut self, look: &Look, found: bool, took: Duration) -> Instant {
         let now = Instant::now();
         let by_bell = matches!(look, Look::At { .. });
         self.pace(look, took);
@@ -154,14 +155,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 now
             }
             Phase::Awake if now - self.last_busy < self.settings.linger => now + LINGER_POLL.max(took),
-            Phase::Awake => match self.doorbell.open().await {
-                Ok(horizon) => {
-                    tracing::debug!("nothing comes: the bell may ring again");
-                    self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
-                    now
-                }
-                Err(_) => now + OUTAGE_PAUSE,
-            },
+            Phase::Awake => {
+                // The bell is silent until that is answered.
+                self.begin_opening();
+                now + LINGER_POLL.max(took)
+            }
             // A closed circuit, or somebody else took it; or a transaction at another place.
             Phase::Asleep { .. } | Phase::Settling { .. } if by_bell => self.next_look.min(now + CALM),
             // The horizon had passed before the look that found nothing: nobody is silent any more.
@@ -174,11 +172,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 self.ask_when_due(now);
                 now + self.settings.safety_poll
             }
-            Phase::Settling { horizon, pause, .. } => {
-                let passed = self.doorbell.passed(horizon).await.unwrap_or(false);
-                let pause_next = (pause * 2).min(MAX_SETTLING_PAUSE);
-                self.phase = Phase::Settling { horizon, pause: pause_next, passed };
-                if passed { now } else { now + pause }
+            Phase::Settling { horizon, .. } => {
+                self.begin_passing(horizon);
+                now + MAX_SETTLING_PAUSE
             }
             Phase::Asleep { .. } => {
                 self.ask_when_due(now);
@@ -214,7 +210,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 
     /// Draws the consequences: how long to sleep, until the next row is due or the safety poll.
-    pub(super) async fn asked(&mut self, answer: Result<Asked, OutboxError>) {
+    pub(super) fn asked(&mut self, answer: Result<Asked, OutboxError>) {
         let now = Instant::now();
         if let Ok(Asked { next_due: Some(answer), took, .. }) = &answer {
             // What did not come says nothing of how long it takes.
@@ -235,14 +231,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         if was_watchful && !held {
             // Whoever kept the bell silent is gone, perhaps killed: what it silenced must end first.
-            self.next_look = match self.doorbell.open().await {
-                Ok(horizon) => {
-                    self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
-                    now
-                }
-                // Asked again: we are still watchful.
-                Err(_) => now + OUTAGE_PAUSE,
-            };
+            self.begin_opening();
             return;
         }
         self.phase = Phase::Asleep { watchful: held };
@@ -299,15 +288,6 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         self.look_now();
     }
-
-    /// Asks for silence, unless that was done already.
-    fn stay_awake(&mut self) {
-        if self.phase != Phase::Awake {
-            tracing::debug!("awake: the bell is asked to be silent");
-            self.phase = Phase::Awake;
-            self.doorbell.close();
-        }
-    }
 }
 
 /// While the bell rings: for a look that is only to make sure.
@@ -327,9 +307,6 @@ const WIDE_REST: u32 = 8;
 const MIN_WIDE_PAUSE: Duration = Duration::from_millis(10);
 const MAX_WIDE_PAUSE: Duration = Duration::from_secs(2);
 const MAX_WHOLE_PAUSE: Duration = Duration::from_secs(60);
-const MIN_SETTLING_PAUSE: Duration = Duration::from_millis(2);
-/// A seller's long transaction holds the horizon back; looking more often does not end it.
-const MAX_SETTLING_PAUSE: Duration = Duration::from_secs(1);
 /// While another daemon silences the bell.
 const WATCHFUL_POLL: Duration = Duration::from_secs(1);
 const MIN_DUE_PAUSE: Duration = Duration::from_millis(50);

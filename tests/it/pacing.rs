@@ -92,3 +92,15 @@ async fn a_look_at_everything_that_the_database_ends_is_not_all_that_is_tried() 
     let others = count(&looks, |look| *look != Look::Whole);
     assert!(others > 30, "{others}");
 }
+
+/// As behind a try for the lock that a seller's transaction holds up.
+#[tokio::test(start_paused = true)]
+async fn a_doorbell_that_does_not_answer_keeps_nobody_from_looking() {
+    let kept = Arc::new(Kept { whole: Duration::from_secs(1), is_ended: false, looks: Mutex::default() });
+    let worker = Unwired::with_a_doorbell(Arc::new(|| Box::pin(std::future::pending())), kept.clone());
+    sleep(Duration::from_secs(10)).await;
+    worker.stop().await;
+    // One every 3 ms: the millisecond that it takes, and the pause of who is awake.
+    let looks = kept.looks.lock().unwrap().len();
+    assert!(looks > 3_000, "{looks}");
+}

@@ -11,7 +11,10 @@ WITH answer AS (
 ), gone AS (
     DELETE FROM taskbell.outbox o USING answer a
     WHERE o.id = a.id AND o.lease_token = a.lease_token AND o.state = 'in_flight'
-    RETURNING o.*, a.started_at, a.duration_ms, a.status, a.body_bytes, a.verdict
+    -- Without the documents, which each step after this would read from TOAST and copy: 0.4 ms for one of 384 KB.
+    RETURNING o.id, o.watch_id, o.task_id, o.account_id, o.task_type, o.from_state, o.to_state, o.task_created_at,
+              o.occurred_at, o.lane, o.idempotency_key, o.attempt_count, o.first_attempt_at,
+              a.started_at, a.duration_ms, a.status, a.body_bytes, a.verdict
 ), forgotten AS (
     DELETE FROM taskbell.registration r USING gone g
     WHERE r.watch_id = g.watch_id AND r.task_id = g.task_id

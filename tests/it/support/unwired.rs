@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use taskbell::daemon::database::tls_config;
-use taskbell::listener::{Doorbell, Ringer, wakes};
+use taskbell::listener::{Connect, Doorbell, Ringer, wakes};
 use taskbell::metrics::TaskTypes;
 use taskbell::outbox::Outbox;
 use taskbell::webhook::{GuardPolicy, LegacyModes, Sender, SenderOptions, Signer};
@@ -42,12 +42,16 @@ impl Unwired {
 
     /// The same, with a database for the doorbell alone: without one it is always awake.
     pub fn with_the_doorbell_of<O: Outbox>(database: &TestDatabase, outbox: Arc<O>) -> Self {
+        Self::with_a_doorbell(database.connector.handle(), outbox)
+    }
+
+    pub fn with_a_doorbell<O: Outbox>(connect: Connect, outbox: Arc<O>) -> Self {
         taskbell::daemon::telemetry::install_crypto();
         let sender =
             Sender::new(tls_config(None).unwrap(), GuardPolicy::default(), &SenderOptions::default());
         let (ringer, wakes) = wakes();
         let stop = CancellationToken::new();
-        let (doorbell, porter) = Doorbell::new(database.connector.handle(), stop.clone());
+        let (doorbell, porter) = Doorbell::new(connect, stop.clone());
         let signer = Arc::new(Signer::new(ring("k"), LegacyModes::default()));
         let settings = WorkerSettings {
             concurrency: 4,
