@@ -65,7 +65,7 @@ pub async fn snapshot(minutes: u64) -> Vec<Table> {
         let between = Duration::from_secs(1) / u32::try_from(PER_SECOND).unwrap();
         // Without it a minute is as good as ten: what is dead is vacuumed away.
         let commits = usize::try_from(if held { load } else { PER_SECOND * 60 }).unwrap();
-        complete_evenly(&client, "decisioning_tasks", between, commits).await;
+        complete_evenly(&client, "decisioning_tasks", between, 1..commits + 1).await;
         bed.settled(&client).await;
         daemon.stop();
         bed.complete(&client, "owed_", RESULT_BYTES).await;

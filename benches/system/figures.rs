@@ -9,6 +9,10 @@ impl Quantiles {
         Self(values)
     }
 
+    pub fn values(&self) -> &[f64] {
+        &self.0
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }

@@ -42,7 +42,7 @@ async fn measure(bed: &mut Bed, client: &Client) -> Quantiles {
     bed.receiver.forget();
     let daemon = bed.daemon(&[]).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let committed = complete_evenly(client, "decisioning_tasks", BETWEEN, scaled(COMMITS)).await;
+    let committed = complete_evenly(client, "decisioning_tasks", BETWEEN, 1..scaled(COMMITS) + 1).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     daemon.stop();
     bed.receiver.latencies(&committed)

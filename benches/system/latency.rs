@@ -1,5 +1,6 @@
 //! How soon a webhook arrives after the commit that owes it, beside a peer.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio_postgres::Client;
@@ -15,20 +16,26 @@ struct Pace {
     name: &'static str,
     between: Duration,
     commits: usize,
+    /// Webhooks to each destination before it begins.
+    warm_up: usize,
 }
 
-const PACES: [Pace; 3] = [
-    Pace { name: "20/s, 60 s", between: Duration::from_millis(50), commits: 1200 },
-    Pace { name: "200/s, 60 s", between: Duration::from_millis(5), commits: 12_000 },
-    // Asleep, its connections to the buyers closed long ago: as after a night.
-    Pace { name: "one in 20 s", between: Duration::from_secs(20), commits: 5 },
+const PACES: [Pace; 2] = [
+    Pace { name: "20/s, 60 s", between: Duration::from_millis(50), commits: 1200, warm_up: 2 },
+    Pace { name: "200/s, 60 s", between: Duration::from_millis(5), commits: 12_000, warm_up: 2 },
 ];
+/// Asleep, its connections to the buyers closed long ago: as after a night.
+const FROM_SLEEP: Pace =
+    Pace { name: "one in 21 s", between: Duration::from_secs(21), commits: 12, warm_up: 0 };
 const DESTINATIONS: usize = 50;
+const FLOOR: &str = "NOTIFY and POST, without an outbox";
+const PEER: &str = "graphile-worker";
+const OURS: &str = "taskbell";
 
 pub async fn latency() -> Table {
     let mut table = Table::new(
         "Latency: from the commit to the webhook's arrival, in milliseconds",
-        &["who", "pace", "arrived", "median", "99th", "highest", "median, of the peer's"],
+        &["who", "pace", "arrived", "median", "99th", "highest", "median, of the peer's", "wake-ups"],
     );
     let mut bed = Bed::new(DESTINATIONS).await;
     let peer = Peer::find();
@@ -36,8 +43,8 @@ pub async fn latency() -> Table {
         pace.commits = scaled(pace.commits);
         let theirs = match &peer {
             Some(peer) => {
-                let client = peer.set_up(&bed, pace.commits).await;
-                let _worker = peer.start(&bed, false);
+                let client = peer.set_up(&bed, pace.tasks()).await;
+                let _worker = peer.start(&bed, &[]);
                 tokio::time::sleep(SETTLE).await;
                 Some(measure(&mut bed, &client, "tasks", &pace).await)
             }
@@ -45,23 +52,65 @@ pub async fn latency() -> Table {
         };
         let client = bed.client().await;
         bed.empty(&client).await;
-        bed.tasks(&client, pace.commits as i64).await;
+        bed.tasks(&client, pace.tasks() as i64).await;
         let daemon = bed.daemon(&[]).await;
         tokio::time::sleep(SETTLE).await;
+        let before = daemon.processes().voluntary_switches();
         let ours = measure(&mut bed, &client, "decisioning_tasks", &pace).await;
+        let wake_ups = (daemon.processes().voluntary_switches() - before) / pace.tasks() as f64;
         daemon.stop();
         let least = {
-            let _floor = Floor::start(&bed, &client, pace.commits as i64).await;
+            let _floor = Floor::start(&bed, &client, pace.tasks() as i64).await;
             measure(&mut bed, &client, floor::TABLE, &pace).await
         };
-        table.row(row("NOTIFY and POST, without an outbox", &pace, &least, None));
-        if let Some(theirs) = &theirs {
-            table.row(row("graphile-worker", &pace, theirs, None));
-        }
-        let ratio = theirs.as_ref().map(|theirs| ours.median() / theirs.median());
-        table.row(row("taskbell", &pace, &ours, ratio));
+        rows(&mut table, &pace, &least, theirs.as_ref(), &ours, Some(wake_ups));
     }
+    let pace = Pace { commits: scaled(FROM_SLEEP.commits), ..FROM_SLEEP };
+    let [least, ours, theirs] = from_sleep(&mut bed, peer.as_ref(), &pace).await;
+    rows(&mut table, &pace, &least, peer.as_ref().map(|_| &theirs), &ours, None);
     table
+}
+
+/// All of them beside each other, in turn: nothing happens but one commit in 7 s.
+async fn from_sleep(bed: &mut Bed, peer: Option<&Peer>, pace: &Pace) -> [Quantiles; 3] {
+    let client = bed.client().await;
+    bed.empty(&client).await;
+    bed.tasks_at(&client, "ours_", pace.commits as i64, "ok", &bed.receiver.ports).await;
+    let daemon = bed.daemon(&[]).await;
+    let _floor = Floor::start(bed, &client, pace.commits as i64).await;
+    let theirs = match peer {
+        Some(peer) => Some((peer.set_up(bed, pace.commits).await, peer.start(bed, &[]))),
+        None => None,
+    };
+    tokio::time::sleep(SETTLE).await;
+    bed.receiver.forget();
+    let mut committed = [Vec::new(), Vec::new(), Vec::new()];
+    let mut latencies = [Vec::new(), Vec::new(), Vec::new()];
+    let mut beat = tokio::time::interval(pace.between / 3);
+    for n in 1..=pace.commits {
+        for (who, (client, table, prefix)) in [
+            Some((&client, floor::TABLE, "task_")),
+            Some((&client, "decisioning_tasks", "ours_")),
+            theirs.as_ref().map(|(client, _)| (client, "tasks", "task_")),
+        ]
+        .into_iter()
+        .enumerate()
+        .filter_map(|(who, turn)| Some((who, turn?)))
+        {
+            beat.tick().await;
+            let sql = complete(table);
+            let task = format!("{prefix}{n}");
+            client.execute(&sql, &[&task, &result(RESULT_BYTES)]).await.unwrap();
+            committed[who].push((task, now()));
+            // Their names are the same as the floor's: each is looked at before the next.
+            tokio::time::sleep(pace.between / 6).await;
+            let commit = committed[who].last().unwrap().clone();
+            latencies[who].extend(bed.receiver.latencies(&[commit]).values());
+            bed.receiver.forget();
+        }
+    }
+    daemon.stop();
+    latencies.map(Quantiles::of)
 }
 
 /// Fewer with `BENCH_SHARE=0.1`, to look only.
@@ -72,46 +121,83 @@ pub fn scaled(commits: usize) -> usize {
     scaled.max(1)
 }
 
-fn row(who: &str, pace: &Pace, latencies: &Quantiles, ratio: Option<f64>) -> [String; 7] {
-    let ms = |seconds: f64| format!("{:.2}", seconds * 1000.0);
-    [
-        who.to_owned(),
-        pace.name.to_owned(),
-        format!("{} of {}", latencies.len(), pace.commits),
-        ms(latencies.median()),
-        ms(latencies.at(0.99)),
-        ms(latencies.highest()),
-        ratio.map_or(String::new(), |ratio| format!("{ratio:.2}")),
-    ]
+impl Pace {
+    /// How many tasks there must be.
+    fn tasks(&self) -> usize {
+        self.warm_up * DESTINATIONS + self.commits
+    }
 }
 
-/// Completes `task_1`, `task_2`, … at this pace, and says how long each webhook took from there.
+fn rows(
+    table: &mut Table,
+    pace: &Pace,
+    least: &Quantiles,
+    theirs: Option<&Quantiles>,
+    ours: &Quantiles,
+    wake_ups: Option<f64>,
+) {
+    let ms = |seconds: f64| format!("{:.2}", seconds * 1000.0);
+    let ratio = theirs.map_or(String::new(), |theirs| format!("{:.2}", ours.median() / theirs.median()));
+    let wake_ups = wake_ups.map_or(String::new(), |wake_ups| format!("{wake_ups:.1}"));
+    for (who, latencies, ratio, wake_ups) in [
+        (FLOOR, Some(least), String::new(), String::new()),
+        (PEER, theirs, String::new(), String::new()),
+        (OURS, Some(ours), ratio, wake_ups),
+    ] {
+        let Some(latencies) = latencies else { continue };
+        table.row([
+            who.to_owned(),
+            pace.name.to_owned(),
+            format!("{} of {}", latencies.len(), pace.commits),
+            ms(latencies.median()),
+            ms(latencies.at(0.99)),
+            ms(latencies.highest()),
+            ratio,
+            wake_ups,
+        ]);
+    }
+}
+
+/// Completes `task_1`, `task_2`, … at this pace, and says how long each webhook took from there. The first ones, that find
+/// no connection yet, do not count.
 async fn measure(bed: &mut Bed, client: &Client, table: &str, pace: &Pace) -> Quantiles {
+    let first = pace.warm_up * DESTINATIONS + 1;
     bed.receiver.forget();
-    let committed = complete_evenly(client, table, pace.between, pace.commits).await;
+    complete_evenly(client, table, pace.between, 1..first).await;
+    bed.receiver.wait_for_some(first - 1, LATE).await;
+    tokio::time::sleep(SETTLE).await;
+    bed.receiver.forget();
+    let committed = complete_evenly(client, table, pace.between, first..first + pace.commits).await;
     bed.receiver.wait_for_some(pace.commits, LATE).await;
     bed.receiver.latencies(&committed)
 }
 
-/// When each commit was answered, in nanoseconds since 1970.
+/// Completes tasks of these numbers. When each commit was answered, in nanoseconds since 1970.
 pub async fn complete_evenly(
     client: &Client,
     table: &str,
     between: Duration,
-    commits: usize,
+    tasks: Range<usize>,
 ) -> Vec<(String, u128)> {
-    let sql = format!("UPDATE {table} SET state = 'completed', result = $2::text::jsonb WHERE task_id = $1");
-    let statement = client.prepare(&sql).await.unwrap();
+    let statement = client.prepare(&complete(table)).await.unwrap();
     let result = result(RESULT_BYTES);
-    let mut committed = Vec::with_capacity(commits);
+    let mut committed = Vec::with_capacity(tasks.len());
     let mut beat = tokio::time::interval(between);
-    for n in 1..=commits {
+    for n in tasks {
         beat.tick().await;
         let task = format!("task_{n}");
         client.execute(&statement, &[&task, &result]).await.unwrap();
-        committed.push((task, SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()));
+        committed.push((task, now()));
     }
     committed
+}
+
+fn complete(table: &str) -> String {
+    format!("UPDATE {table} SET state = 'completed', result = $2::text::jsonb WHERE task_id = $1")
+}
+
+fn now() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()
 }
 
 /// Until what comes before the first commit is over.

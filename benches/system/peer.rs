@@ -49,14 +49,13 @@ impl Peer {
         client
     }
 
-    /// Starts a worker; `batched` with its local queue and batched completion.
-    pub fn start(&self, bed: &Bed, batched: bool) -> Running {
-        let arguments: &[&str] = if batched { &["--batched"] } else { &[] };
-        Running(self.command(bed, arguments).spawn().unwrap())
+    /// Starts a worker with these options of worker.mjs.
+    pub fn start(&self, bed: &Bed, options: &[&str]) -> Running {
+        Running(self.command(bed, options).spawn().unwrap())
     }
 
-    /// Webhooks a second over a backlog.
-    pub async fn drain(&self, bed: &mut Bed, owed: usize, result_bytes: usize) -> f64 {
+    /// Webhooks a second over a backlog, with its local queue, batched completion, and more options.
+    pub async fn drain(&self, bed: &mut Bed, owed: usize, result_bytes: usize, more: &[&str]) -> f64 {
         let client = self.set_up(bed, owed).await;
         // A thousand at a time: its triggers take minutes for 50,000 in one transaction.
         let end = "UPDATE tasks SET state = 'completed', result = $1::text::jsonb WHERE task_id = ANY ($2)";
@@ -66,7 +65,7 @@ impl Peer {
         }
         tidy(&client).await;
         bed.receiver.forget();
-        let worker = self.start(bed, true);
+        let worker = self.start(bed, &[&["--batched"], more].concat());
         bed.receiver.wait_for(1, Duration::from_secs(60)).await;
         let began = Instant::now();
         bed.receiver.wait_for(owed, Duration::from_secs(600)).await;

@@ -26,7 +26,9 @@ pub async fn rolling() -> Table {
     tokio::time::sleep(PAUSE).await;
     bed.receiver.forget();
     let selling =
-        tokio::spawn(async move { complete_evenly(&seller, "decisioning_tasks", BETWEEN, commits).await });
+        tokio::spawn(
+            async move { complete_evenly(&seller, "decisioning_tasks", BETWEEN, 1..commits + 1).await },
+        );
     let mut restarts = 0;
     while !selling.is_finished() {
         tokio::time::sleep(PAUSE).await;

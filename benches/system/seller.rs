@@ -11,17 +11,18 @@ use super::figures::Quantiles;
 use super::table::{Table, thousands};
 
 const DESTINATIONS: usize = 50;
-const SECONDS: u32 = 10;
-/// More than the fastest of them ends in its time.
-const TASKS: i64 = 250_000;
+/// More than the fastest of them ends: of a bare table, and of ours.
+const TASKS_A_SECOND: [i64; 2] = [20_000, 10_000];
 
 /// Which table the clients write to, and who listens.
 #[derive(Clone, Copy, PartialEq)]
 enum Case {
     Bare,
     Notifying,
+    Silent,
     Awake,
     Asleep,
+    Long,
 }
 
 impl Case {
@@ -29,8 +30,10 @@ impl Case {
         match self {
             Self::Bare => "no trigger",
             Self::Notifying => "an outbox insert and a NOTIFY in each",
+            Self::Silent => "taskbell's trigger alone, the bell silent",
             Self::Awake => "taskbell, awake and delivering",
             Self::Asleep => "taskbell, asleep at the start",
+            Self::Long => "taskbell, delivering, 40 s instead of 10",
         }
     }
 
@@ -38,36 +41,52 @@ impl Case {
         match self {
             Self::Bare => "bare_tasks",
             Self::Notifying => "noisy_tasks",
-            Self::Awake | Self::Asleep => "decisioning_tasks",
+            Self::Silent | Self::Awake | Self::Asleep | Self::Long => "decisioning_tasks",
         }
+    }
+
+    /// Longer than `worker.yield_for`, so that webhooks go first again.
+    fn seconds(self) -> u32 {
+        if self == Self::Long { 40 } else { 10 }
     }
 }
 
 pub async fn seller(rounds: usize) -> Table {
     let mut table = Table::new(
         "Seller: commits a second, one UPDATE each",
-        &["clients", "table", "commits/s, median of the rounds", "of no trigger", "worst round"],
+        &[
+            "clients",
+            "table",
+            "commits/s, median of the rounds",
+            "of no trigger",
+            "worst round",
+            "delivered/s meanwhile",
+        ],
     );
     let mut bed = Bed::new(DESTINATIONS).await;
     let client = bed.client().await;
     client.batch_execute(OTHER_TABLES).await.unwrap();
     for (clients, cases) in [
-        (32, &[Case::Bare, Case::Awake, Case::Asleep, Case::Notifying][..]),
+        (32, &[Case::Bare, Case::Silent, Case::Awake, Case::Asleep, Case::Notifying][..]),
+        (32, &[Case::Bare, Case::Long]),
         (8, &[Case::Bare, Case::Asleep]),
         (4, &[Case::Bare, Case::Asleep]),
         (1, &[Case::Bare, Case::Asleep]),
     ] {
         let mut rates = vec![Vec::new(); cases.len()];
         let mut ratios = vec![Vec::new(); cases.len()];
+        let mut deliveries = vec![Vec::new(); cases.len()];
+        let rounds = if cases.contains(&Case::Long) { 1 } else { rounds };
         for _ in 0..rounds {
             for (n, case) in cases.iter().enumerate() {
-                let rate = rate(&mut bed, &client, *case, clients).await;
+                let (rate, delivered) = rate(&mut bed, &client, *case, clients).await;
+                deliveries[n].push(delivered);
                 rates[n].push(rate);
                 // Beside the bare table of the same round: the machine changes from minute to minute.
                 ratios[n].push(rate / rates[0].last().unwrap());
             }
         }
-        for ((case, rates), ratios) in cases.iter().zip(rates).zip(ratios) {
+        for (((case, rates), ratios), delivered) in cases.iter().zip(rates).zip(ratios).zip(deliveries) {
             let ratios = Quantiles::of(ratios);
             table.row([
                 clients.to_string(),
@@ -75,37 +94,49 @@ pub async fn seller(rounds: usize) -> Table {
                 thousands(Quantiles::of(rates).median()),
                 format!("{:.2}", ratios.median()),
                 format!("{:.2}", ratios.at(0.0)),
+                thousands(Quantiles::of(delivered).median()),
             ]);
         }
     }
     table
 }
 
-async fn rate(bed: &mut Bed, client: &Client, case: Case, clients: u32) -> f64 {
-    bed.receiver.forget();
+/// Commits a second, and webhooks that arrived in a second of that time.
+async fn rate(bed: &mut Bed, client: &Client, case: Case, clients: u32) -> (f64, f64) {
     bed.empty(client).await;
     client.batch_execute(AGAIN).await.unwrap();
-    let table = case.table();
-    if table == "decisioning_tasks" {
-        bed.tasks(client, TASKS).await;
+    let (table, seconds) = (case.table(), case.seconds());
+    let [of_a_bare_table, of_ours] = TASKS_A_SECOND.map(|tasks| tasks * i64::from(seconds));
+    let tasks = if table == "decisioning_tasks" {
+        bed.tasks(client, of_ours).await;
         bed.journaled(client).await;
+        of_ours
     } else {
-        fill(client, table, "task_", TASKS).await;
-    }
+        fill(client, table, "task_", of_a_bare_table).await;
+        of_a_bare_table
+    };
     let daemon: Option<Daemon> = match case {
-        Case::Bare => None,
+        Case::Bare | Case::Silent => None,
         _ => Some(bed.daemon(&[]).await),
     };
     tidy(client).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    if case == Case::Awake {
-        pgbench(bed, table, clients, 2).await;
+    match case {
+        Case::Awake | Case::Long => drop(pgbench(bed, table, clients, 2).await),
+        // As a daemon does that is awake.
+        Case::Silent => client.batch_execute(SILENCE).await.unwrap(),
+        Case::Bare | Case::Notifying | Case::Asleep => {}
     }
-    let rate = pgbench(bed, table, clients, SECONDS).await;
+    bed.receiver.forget();
+    let rate = pgbench(bed, table, clients, seconds).await;
+    let delivered = bed.receiver.count() as f64 / f64::from(seconds);
     if let Some(daemon) = daemon {
         daemon.stop();
     }
-    rate
+    client.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+    let taken: i64 = client.query_one("SELECT last_value FROM next_task", &[]).await.unwrap().get(0);
+    assert!(taken < tasks, "{taken} commits of {tasks} tasks: the last ones changed nothing");
+    (rate, delivered)
 }
 
 async fn pgbench(bed: &Bed, table: &str, clients: u32, seconds: u32) -> f64 {
@@ -122,6 +153,7 @@ async fn pgbench(bed: &Bed, table: &str, clients: u32, seconds: u32) -> f64 {
 
 const OTHER_TABLES: &str = include_str!("seller.sql");
 const AGAIN: &str = "TRUNCATE bare_tasks, noisy_tasks, noisy_outbox; ALTER SEQUENCE next_task RESTART";
+const SILENCE: &str = "SELECT pg_advisory_lock(8386110886190083180)";
 const UPDATE: &str = "UPDATE decisioning_tasks SET state = 'completed', updated_at = extract(epoch FROM clock_timestamp()), \
                       result = '{\"media_buy_id\": \"mb_12345\", \"packages\": [{\"package_id\": \"pkg_1\"}, {\"package_id\": \"pkg_2\"}]}' \
                       WHERE task_id = (SELECT 'task_' || nextval('next_task')) AND state NOT IN ('completed', 'failed')";

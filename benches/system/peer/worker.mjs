@@ -1,5 +1,6 @@
 // The same webhook as a graphile-worker task: signed after RFC 9421, POSTed over kept connections.
-// --install makes its schema and ends; --batched uses its local queue and batched completion.
+// --install makes its schema and ends; --batched uses its local queue and batched completion; --async-commit does not wait
+// for the disk.
 import { createHash, generateKeyPairSync, randomBytes, sign } from "node:crypto";
 import { run, runMigrations } from "graphile-worker";
 import { Agent, request } from "undici";
@@ -7,8 +8,10 @@ import { Agent, request } from "undici";
 const dsn = Object.fromEntries(
   [...process.env.PEER_DSN.matchAll(/(\w+)=('([^']*)'|\S+)/g)].map((m) => [m[1], m[3] ?? m[2]]),
 );
+const session = process.argv.includes("--async-commit") ? "-c synchronous_commit=off" : "";
 const connectionString =
-  `postgres:///${dsn.dbname}?host=${encodeURIComponent(dsn.host)}&port=${dsn.port}&user=${dsn.user}`;
+  `postgres:///${dsn.dbname}?host=${encodeURIComponent(dsn.host)}&port=${dsn.port}&user=${dsn.user}` +
+  `&options=${encodeURIComponent(session)}`;
 if (process.argv.includes("--install")) {
   await runMigrations({ connectionString });
   process.exit(0);
@@ -64,7 +67,7 @@ const worker = batched
   : {};
 const runner = await run({
   connectionString,
-  concurrency: 32,
+  concurrency: Number(process.env.PEER_CONCURRENCY ?? 64),
   pollInterval: 1000,
   taskList: { deliver },
   preset: { worker },
