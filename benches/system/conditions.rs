@@ -11,28 +11,24 @@ use super::table::{Table, thousands};
 const OWED: i64 = 50_000;
 const DESTINATIONS: usize = 50;
 
-/// Ten million settled webhooks in ten days' partitions, beside none.
+/// Ten million settled webhooks in ten days' partitions, beside none: two databases in turn.
 pub async fn history(rounds: usize) -> Table {
     let mut table = Table::new(
         "History: drain of 50,000 with settled webhooks behind it",
         &["behind it", "webhooks/s", "of none"],
     );
-    let mut bed = Bed::new(DESTINATIONS).await;
-    let client = bed.client().await;
-    let mut without = Vec::new();
-    for _ in 0..rounds {
-        let rate = drain(&mut bed, &client).await;
-        without.push(rate);
-        table.row(["nothing".to_owned(), thousands(rate), "1".to_owned()]);
-        client.batch_execute("TRUNCATE taskbell.transition, taskbell.attempt").await.unwrap();
-    }
-    client.batch_execute(HISTORY).await.unwrap();
+    let (mut young, mut old) = (Bed::new(DESTINATIONS).await, Bed::new(DESTINATIONS).await);
+    let (of_young, of_old) = (young.client().await, old.client().await);
+    of_old.batch_execute(HISTORY).await.unwrap();
+    tidy(&of_old).await;
     let settled: i64 =
-        client.query_one("SELECT count(*) FROM taskbell.transition", &[]).await.unwrap().get(0);
-    let mean = without.iter().sum::<f64>() / without.len() as f64;
+        of_old.query_one("SELECT count(*) FROM taskbell.transition", &[]).await.unwrap().get(0);
     for _ in 0..rounds {
-        let rate = drain(&mut bed, &client).await;
-        table.row([thousands(settled as f64), thousands(rate), format!("{:.2}", rate / mean)]);
+        of_young.batch_execute("TRUNCATE taskbell.transition, taskbell.attempt").await.unwrap();
+        let without = drain(&mut young, &of_young).await;
+        table.row(["nothing".to_owned(), thousands(without), "1".to_owned()]);
+        let rate = drain(&mut old, &of_old).await;
+        table.row([thousands(settled as f64), thousands(rate), format!("{:.2}", rate / without)]);
     }
     table
 }

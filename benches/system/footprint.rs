@@ -12,14 +12,14 @@ const DESTINATIONS: usize = 50;
 pub async fn memory() -> Table {
     let mut table = Table::new(
         "Memory: resident size of a daemon, in MiB",
-        &["with", "delivered", "at the end", "highest"],
+        &["with", "delivered", "in seconds", "at the end", "highest"],
     );
     let mut bed = Bed::new(DESTINATIONS).await;
     let client = bed.client().await;
     bed.empty(&client).await;
     let daemon = bed.daemon(&[]).await;
     tokio::time::sleep(Duration::from_secs(20)).await;
-    table.row(row("nothing to do", 0, daemon.processes().resident_mib()));
+    table.row(row("nothing to do", 0, Duration::ZERO, daemon.processes().resident_mib()));
     daemon.stop();
     for (what, owed, bytes, seconds) in [
         ("1,000,000 owed", 1_000_000, 1000, 30),
@@ -31,15 +31,18 @@ pub async fn memory() -> Table {
         tidy(&client).await;
         bed.receiver.forget();
         let daemon = bed.daemon(&[]).await;
+        let began = Instant::now();
         bed.receiver.wait_for_some(usize::try_from(owed).unwrap(), Duration::from_secs(seconds)).await;
-        table.row(row(what, bed.receiver.count(), daemon.processes().resident_mib()));
+        let took = began.elapsed();
+        table.row(row(what, bed.receiver.count(), took, daemon.processes().resident_mib()));
         daemon.stop();
     }
     table
 }
 
-fn row(what: &str, delivered: usize, (now, highest): (f64, f64)) -> [String; 4] {
-    [what.to_owned(), thousands(delivered as f64), format!("{now:.1}"), format!("{highest:.1}")]
+fn row(what: &str, delivered: usize, took: Duration, (now, highest): (f64, f64)) -> [String; 5] {
+    let (delivered, took) = (thousands(delivered as f64), format!("{:.1}", took.as_secs_f64()));
+    [what.to_owned(), delivered, took, format!("{now:.1}"), format!("{highest:.1}")]
 }
 
 /// A minute in which nothing happens.

@@ -66,7 +66,7 @@ fn main() {
             tables.push(seller::seller(3).await);
         }
         if wanted("history") {
-            tables.push(conditions::history(2).await);
+            tables.push(conditions::history(5).await);
         }
         if wanted("snapshot") {
             tables.extend(conditions::snapshot(minutes()).await);

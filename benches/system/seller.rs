@@ -11,8 +11,10 @@ use super::figures::Quantiles;
 use super::table::{Table, thousands};
 
 const DESTINATIONS: usize = 50;
-/// More than the fastest of them ends: of a bare table, and of ours.
-const TASKS_A_SECOND: [i64; 2] = [20_000, 10_000];
+/// More than the fastest of them ends.
+const TASKS_A_SECOND: i64 = 20_000;
+/// Until a daemon is awake and delivers.
+const WARM_UP_SECONDS: u32 = 2;
 
 /// Which table the clients write to, and who listens.
 #[derive(Clone, Copy, PartialEq)]
@@ -106,15 +108,13 @@ async fn rate(bed: &mut Bed, client: &Client, case: Case, clients: u32) -> (f64,
     bed.empty(client).await;
     client.batch_execute(AGAIN).await.unwrap();
     let (table, seconds) = (case.table(), case.seconds());
-    let [of_a_bare_table, of_ours] = TASKS_A_SECOND.map(|tasks| tasks * i64::from(seconds));
-    let tasks = if table == "decisioning_tasks" {
-        bed.tasks(client, of_ours).await;
+    let tasks = TASKS_A_SECOND * i64::from(seconds + WARM_UP_SECONDS);
+    if table == "decisioning_tasks" {
+        bed.tasks(client, tasks).await;
         bed.journaled(client).await;
-        of_ours
     } else {
-        fill(client, table, "task_", of_a_bare_table).await;
-        of_a_bare_table
-    };
+        fill(client, table, "task_", tasks).await;
+    }
     let daemon: Option<Daemon> = match case {
         Case::Bare | Case::Silent => None,
         _ => Some(bed.daemon(&[]).await),
@@ -122,7 +122,7 @@ async fn rate(bed: &mut Bed, client: &Client, case: Case, clients: u32) -> (f64,
     tidy(client).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     match case {
-        Case::Awake | Case::Long => drop(pgbench(bed, table, clients, 2).await),
+        Case::Awake | Case::Long => drop(pgbench(bed, table, clients, WARM_UP_SECONDS).await),
         // As a daemon does that is awake.
         Case::Silent => client.batch_execute(SILENCE).await.unwrap(),
         Case::Bare | Case::Notifying | Case::Asleep => {}

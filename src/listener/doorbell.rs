@@ -232,10 +232,17 @@ impl Porter {
             }
             tracing::warn!(reason, "doorbell connection lost, reconnecting");
             // Whoever waits for an answer must not wait for the database to come back. Who hears none stays awake.
-            while let Ok(request) = self.inbox.try_recv() {
-                self.wants_silence |= matches!(request, Request::Close);
+            let pause = sleep(RECONNECT_DELAY);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    request = self.inbox.recv() => match request {
+                        Some(request) => self.wants_silence |= matches!(request, Request::Close),
+                        None => return,
+                    },
+                }
             }
-            sleep(RECONNECT_DELAY).await;
         }
     }
 

@@ -23,6 +23,8 @@ pub(super) struct Exchange {
     pub(super) looking_back: Option<Underway<Vec<Option<Entered>>>>,
     /// Where the claim that is under way looks.
     look: Look,
+    /// The last look was where the bell had rung.
+    pub(super) rang: bool,
     /// What the settle that is under way writes.
     pub(super) being_written: Vec<Settled>,
     /// After a settle that failed, what it did not write waits.
@@ -61,6 +63,7 @@ impl Default for Exchange {
             asking: None,
             looking_back: None,
             look: Look::Whole,
+            rang: false,
             being_written: Vec::new(),
             settle_after: Instant::now(),
             room: 0,
@@ -120,6 +123,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         let Some(look) = self.wanted_look() else { return };
         let room = self.room(look.clone());
+        self.exchange.rang = matches!(look, Look::At { .. });
         self.exchange.look = look;
         (self.exchange.room, self.exchange.room_bytes) = (room.rows, room.bytes);
         let outbox = self.outbox.clone();

@@ -37,7 +37,7 @@ use courtesy::Courtesy;
 use egress::Egress;
 use exchange::{Exchange, answered};
 use observe::Left;
-use settling::Settling;
+use settling::Bell;
 use sleep::{Pace, Phase};
 
 pub use attempt::World;
@@ -89,7 +89,7 @@ pub struct Worker<O, W> {
     /// Until when we look at nothing, for the sellers' sake.
     rests_until: Instant,
     exchange: Exchange,
-    settling: Settling,
+    bell: Bell,
     left: Left,
     next_look: Instant,
     /// When we may look everywhere.
@@ -141,7 +141,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             courtesy: Courtesy::default(),
             rests_until: Instant::now(),
             exchange: Exchange::default(),
-            settling: Settling::default(),
+            bell: Bell::default(),
             left: Left::default(),
             next_look: Instant::now(),
             next_wide: Instant::now(),
@@ -186,7 +186,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             let (look, settle) = (self.look_at(), self.settle_at());
             let question = self.next_question.unwrap_or(look);
             let look_back = self.left.at();
-            let since = self.exchange.since().chain(self.settling.since());
+            let since = self.exchange.since().chain(self.bell.since());
             self.due_back.send_replace(since.min().unwrap_or(look));
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -200,8 +200,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 (since, answer) = answered(&mut self.exchange.claiming) => self.claimed(since, answer),
                 (_, answer) = answered(&mut self.exchange.settling) => self.written(answer),
                 (_, answer) = answered(&mut self.exchange.asking) => self.asked(answer),
-                (_, answer) = answered(&mut self.settling.opening) => self.opened(answer),
-                (_, answer) = answered(&mut self.settling.passing) => self.passed(answer),
+                (_, answer) = answered(&mut self.bell.opening) => self.opened(answer),
+                (_, answer) = answered(&mut self.bell.passing) => self.passed(answer),
                 (_, answer) = answered(&mut self.exchange.looking_back) => self.looked_back(answer),
                 () = sleep_until(look), if self.exchange.claiming.is_none() => {}
                 () = sleep_until(question), if self.exchange.asking.is_none() && self.next_question.is_some() => {}

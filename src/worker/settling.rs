@@ -13,68 +13,92 @@ use super::{OUTAGE_PAUSE, Worker};
 use crate::listener::Horizon;
 use crate::outbox::{Outbox, OutboxError};
 
-/// What the doorbell has been asked, and what came of it.
-pub(super) struct Settling {
-    pub(super) opening: Option<Underway<Horizon>>,
-    pub(super) passing: Option<Underway<(Horizon, bool)>>,
-    /// Silence was asked for after the opening that is under way.
+/// What the doorbell is being asked.
+pub(super) struct Bell {
+    pub(super) opening: Option<Underway<Opened>>,
+    pub(super) passing: Option<Underway<Passed>>,
+    /// Silence was asked for after the latest opening.
     silenced: bool,
-    /// The doorbell has no connection: not asked before.
+    /// It could not be asked: not before this again.
     not_before: Instant,
 }
 
-impl Default for Settling {
+/// The bell may ring again.
+pub(super) struct Opened {
+    horizon: Horizon,
+    /// Whether another daemon keeps it silent all the same.
+    held: bool,
+}
+
+/// How far a horizon is.
+pub(super) struct Passed {
+    horizon: Horizon,
+    passed: bool,
+    held: bool,
+}
+
+impl Default for Bell {
     fn default() -> Self {
         Self { opening: None, passing: None, silenced: false, not_before: Instant::now() }
     }
 }
 
-impl Settling {
+impl Bell {
     /// Since when an answer has been waited for.
     pub(super) fn since(&self) -> impl Iterator<Item = Instant> {
         let opening = self.opening.as_ref().map(|opening| opening.since);
         let passing = self.passing.as_ref().map(|passing| passing.since);
         opening.into_iter().chain(passing)
     }
+
+    /// Whether it could not be asked just now. As a rule the lock went with the connection, and the bell rings.
+    pub(super) fn is_cut_off(&self) -> bool {
+        Instant::now() < self.not_before
+    }
 }
 
 impl<O: Outbox, W: World> Worker<O, W> {
     /// Asks that the bell may ring again, unless that is being asked.
     pub(super) fn begin_opening(&mut self) {
-        let now = Instant::now();
-        if self.settling.opening.is_some() || now < self.settling.not_before {
+        if self.bell.is_cut_off() {
+            self.next_look = self.next_look.min(self.bell.not_before);
             return;
         }
-        self.settling.silenced = false;
-        let answer = self.doorbell.open();
-        let task = tokio::spawn(async move { answer.await.map_err(|_| OutboxError::Silent) });
-        self.settling.opening = Some(Underway { since: now, task });
+        if self.bell.opening.is_some() {
+            return;
+        }
+        self.bell.silenced = false;
+        let (opening, doorbell) = (self.doorbell.open(), self.doorbell.clone());
+        let task = tokio::spawn(async move {
+            let horizon = opening.await.map_err(|_| OutboxError::Silent)?;
+            // What another daemon silences from here on is not before that horizon.
+            let held = doorbell.held_by_another().await.unwrap_or(true);
+            Ok(Opened { horizon, held })
+        });
+        self.bell.opening = Some(Underway { since: Instant::now(), task });
     }
 
     /// The bell rings again: what stayed silent until now must end before we sleep.
-    pub(super) fn opened(&mut self, answer: Result<Horizon, OutboxError>) {
+    pub(super) fn opened(&mut self, answer: Result<Opened, OutboxError>) {
         let now = Instant::now();
-        if self.settling.silenced {
-            // We are awake once more, and the bell is silent.
+        if self.bell.silenced {
+            // We are to stay awake after all.
             return;
         }
         match answer {
-            Ok(horizon) => {
-                tracing::debug!("nothing comes: the bell may ring again");
-                self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false };
-                if now - self.last_busy < self.settings.linger {
-                    self.stay_awake();
-                }
+            Ok(Opened { horizon, held }) => {
+                tracing::debug!("settling: the bell may ring again");
+                self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false, held };
                 self.next_look = now;
             }
             Err(_) => {
-                self.settling.not_before = now + OUTAGE_PAUSE;
+                self.bell.not_before = now + OUTAGE_PAUSE;
                 if self.phase == Phase::Awake {
                     // It may be opened all the same, later.
                     self.doorbell.close();
                 } else {
                     // Then it is asked again: we are still watchful.
-                    self.next_look = self.next_look.min(self.settling.not_before);
+                    self.next_look = self.next_look.min(self.bell.not_before);
                 }
             }
         }
@@ -82,34 +106,41 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     /// Asks whether every transaction before the horizon has ended, unless that is being asked.
     pub(super) fn begin_passing(&mut self, horizon: Horizon) {
-        if self.settling.passing.is_some() {
+        if self.bell.passing.is_some() {
             return;
         }
-        let answer = self.doorbell.passed(horizon);
-        // Without an answer they may be open.
-        let task = tokio::spawn(async move { Ok((horizon, answer.await.unwrap_or(false))) });
-        self.settling.passing = Some(Underway { since: Instant::now(), task });
+        let doorbell = self.doorbell.clone();
+        let task = tokio::spawn(async move {
+            // Without an answer they may be open.
+            let passed = doorbell.passed(horizon).await.unwrap_or(false);
+            let held = doorbell.held_by_another().await.unwrap_or(true);
+            Ok(Passed { horizon, passed, held })
+        });
+        self.bell.passing = Some(Underway { since: Instant::now(), task });
     }
 
-    /// Looks once more if all have ended, and asks again after a while if not.
-    pub(super) fn passed(&mut self, answer: Result<(Horizon, bool), OutboxError>) {
+    /// Looks once more if all have ended, and asks again after a while if not. A look that is under way is none at
+    /// everything, and so proves nothing.
+    pub(super) fn passed(&mut self, answer: Result<Passed, OutboxError>) {
         let now = Instant::now();
-        let Phase::Settling { horizon, pause, passed: false } = self.phase else { return };
-        // A look that is under way began before, and so did the question about an earlier horizon.
-        let passed = answer.is_ok_and(|(asked, passed)| asked == horizon && passed)
-            && self.exchange.claiming.is_none();
-        self.phase = Phase::Settling { horizon, pause: (pause * 2).min(MAX_SETTLING_PAUSE), passed };
+        let Phase::Settling { horizon, pause, passed: false, held } = self.phase else { return };
+        let answer = answer.ok().filter(|answer| answer.horizon == horizon);
+        let passed = answer.as_ref().is_some_and(|answer| answer.passed);
+        let held = held || answer.is_none_or(|answer| answer.held);
+        self.phase = Phase::Settling { horizon, pause: (pause * 2).min(MAX_SETTLING_PAUSE), passed, held };
         self.next_look = if passed { now } else { self.next_look.min(now + pause) };
     }
 
     /// Asks for silence, unless that was done already.
     pub(super) fn stay_awake(&mut self) {
-        if self.phase != Phase::Awake {
-            tracing::debug!("awake: the bell is asked to be silent");
-            self.phase = Phase::Awake;
-            self.settling.silenced = true;
-            self.doorbell.close();
+        let opening = self.bell.opening.is_some() && !self.bell.silenced;
+        if self.phase == Phase::Awake && !opening {
+            return;
         }
+        tracing::debug!("awake: the bell is asked to be silent");
+        self.phase = Phase::Awake;
+        self.bell.silenced = true;
+        self.doorbell.close();
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) enum Phase {
         pause: Duration,
         /// Whether the horizon had passed before the last look.
         passed: bool,
+        /// Whether another daemon has kept the bell silent since then.
+        held: bool,
     },
     /// Only the bell, a due row or the safety poll wakes us. `watchful` while another daemon
     /// keeps the bell silent: we would not hear of rows if it were killed.
@@ -90,9 +92,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
             let look = if now < self.next_wide { Look::Quick } else { Look::Wide };
             return it_is_time.then_some(look);
         }
-        // Whoever rang goes first; what is due besides comes next.
+        // Whoever rang goes first; what is due besides comes next, also where the bell never ends.
+        let turn = self.exchange.rang && now >= self.next_look && now >= self.next_wide;
         if !heard.is_nothing() && !heard.anywhere {
-            return Some(Look::At { places: heard.places.into_iter().collect(), changes: heard.changes });
+            if !turn {
+                return Some(Look::At { places: heard.places.into_iter().collect(), changes: heard.changes });
+            }
+            self.heard = heard;
         }
         if !it_is_time {
             return None;
@@ -156,9 +162,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
             }
             Phase::Awake if now - self.last_busy < self.settings.linger => now + LINGER_POLL.max(took),
             Phase::Awake => {
-                // The bell is silent until that is answered.
+                // The bell may be silent until that is answered.
                 self.begin_opening();
-                now + LINGER_POLL.max(took)
+                now + if self.bell.is_cut_off() { CALM } else { LINGER_POLL }.max(took)
             }
             // A closed circuit, or somebody else took it; or a transaction at another place.
             Phase::Asleep { .. } | Phase::Settling { .. } if by_bell => self.next_look.min(now + CALM),
@@ -166,9 +172,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Phase::Settling { passed: true, .. } if *look != Look::Whole => {
                 self.next_whole.min(now + MAX_SETTLING_PAUSE)
             }
-            Phase::Settling { passed: true, .. } => {
+            Phase::Settling { passed: true, held, .. } => {
                 tracing::debug!("asleep");
-                self.phase = Phase::Asleep { watchful: false };
+                // If that one is gone by the next question, what it silenced must end first.
+                self.phase = Phase::Asleep { watchful: held };
                 self.ask_when_due(now);
                 now + self.settings.safety_poll
             }

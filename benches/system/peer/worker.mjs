@@ -18,7 +18,8 @@ if (process.argv.includes("--install")) {
 }
 
 const { privateKey } = generateKeyPairSync("ed25519");
-const dispatcher = new Agent({ connections: 8, pipelining: 1 });
+// As long as our own client keeps them.
+const dispatcher = new Agent({ connections: 8, pipelining: 1, keepAliveTimeout: 15_000 });
 
 async function deliver(job) {
   const body = JSON.stringify({
@@ -67,7 +68,7 @@ const worker = batched
   : {};
 const runner = await run({
   connectionString,
-  concurrency: Number(process.env.PEER_CONCURRENCY ?? 64),
+  concurrency: 64,
   pollInterval: 1000,
   taskList: { deliver },
   preset: { worker },

@@ -11,7 +11,8 @@ WITH answer AS (
 ), gone AS (
     DELETE FROM taskbell.outbox o USING answer a
     WHERE o.id = a.id AND o.lease_token = a.lease_token AND o.state = 'in_flight'
-    -- Without the documents, which each step after this would read from TOAST and copy: 0.4 ms for one of 384 KB.
+    -- Without the documents: a DELETE or UPDATE with USING carries whole rows of it along, for which PostgreSQL reads
+    -- what is in TOAST and copies it. That was 0.4 ms for a result of 384 KB.
     RETURNING o.id, o.watch_id, o.task_id, o.account_id, o.task_type, o.from_state, o.to_state, o.task_created_at,
               o.occurred_at, o.lane, o.idempotency_key, o.attempt_count, o.first_attempt_at,
               a.started_at, a.duration_ms, a.status, a.body_bytes, a.verdict
