@@ -28,7 +28,7 @@ const PACES: [Pace; 2] = [
 const FROM_SLEEP: Pace =
     Pace { name: "one in 21 s", between: Duration::from_secs(21), commits: 12, warm_up: 0 };
 const DESTINATIONS: usize = 50;
-const FLOOR: &str = "NOTIFY and POST, without an outbox";
+const FLOOR: &str = "NOTIFY and POST, no outbox";
 const PEER: &str = "graphile-worker";
 const OURS: &str = "taskbell";
 
