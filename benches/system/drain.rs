@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::bed::{Bed, RESULT_BYTES};
+use super::bed::{Bed, RESULT_BYTES, tidy};
+use super::figures::Quantiles;
 use super::peer::Peer;
 use super::posting::Posting;
 use super::table::{Table, thousands};
@@ -12,6 +13,8 @@ use super::table::{Table, thousands};
 /// Webhooks, destinations.
 const OWED: usize = 50_000;
 const DESTINATIONS: usize = 50;
+/// Webhooks that wait for a single one.
+const QUEUED: usize = 5_000;
 const PEERS: [(&str, &[&str]); 2] = [
     ("graphile-worker, local queue 500, batch 5 ms", &[]),
     ("the same, not waiting for the disk", &["--async-commit"]),
@@ -36,6 +39,27 @@ pub async fn drain(rounds: usize) -> Table {
             table.row([who.to_owned(), thousands(theirs), format!("{:.2}", theirs / alone)]);
         }
     }
+    table
+}
+
+/// A backlog at a single destination, by several daemons one after the other: each finds its way of going on.
+pub async fn queue(starts: usize) -> Table {
+    let mut table = Table::new(
+        "Queue: 5,000 owed to one destination, eight in flight there",
+        &["starts", "webhooks/s, median", "lowest"],
+    );
+    let mut bed = Bed::new(1).await;
+    let client = bed.client().await;
+    let mut rates = Vec::new();
+    for _ in 0..starts {
+        bed.empty(&client).await;
+        bed.owe_at(&client, "task_", QUEUED as i64, "ok", &bed.receiver.ports, RESULT_BYTES).await;
+        tidy(&client).await;
+        let took = drained(&mut bed, &client, QUEUED, &[]).await;
+        rates.push(QUEUED as f64 / took.as_secs_f64());
+    }
+    let rates = Quantiles::of(rates);
+    table.row([starts.to_string(), thousands(rates.median()), thousands(rates.lowest())]);
     table
 }
 

@@ -30,6 +30,10 @@ impl Quantiles {
         f64::midpoint(at(self.0.len().saturating_sub(1) / 2), at(self.0.len() / 2))
     }
 
+    pub fn lowest(&self) -> f64 {
+        self.at(0.0)
+    }
+
     pub fn highest(&self) -> f64 {
         self.at(1.0)
     }

@@ -114,6 +114,7 @@ fn rest(room: &Room, claimed: &Claimed) -> Room {
     Room {
         rows: if bytes == 0 { 0 } else { room.rows.saturating_sub(claimed.claims.len()) },
         per_lane: room.per_lane,
+        at_a_lane: room.at_a_lane,
         bytes,
         bytes_per_lane: room.bytes_per_lane,
         changes: room.changes,

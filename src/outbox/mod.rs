@@ -123,6 +123,8 @@ pub struct Room {
     pub rows: usize,
     /// Rows for one lane, counting what is in flight there already.
     pub per_lane: usize,
+    /// Rows of one lane that are looked at, not counting those in flight: no more than its bytes may hold.
+    pub at_a_lane: usize,
     /// Bytes of documents in all; a single row is taken whatever its size.
     pub bytes: usize,
     /// The same for one lane. A larger row counts as so much.
@@ -161,6 +163,7 @@ impl Room {
         Self {
             rows,
             per_lane,
+            at_a_lane: usize::MAX,
             bytes: usize::MAX,
             bytes_per_lane: usize::MAX,
             in_flight: Vec::new(),

@@ -45,6 +45,8 @@ pub(super) struct Exchange {
     pub(super) missed: bool,
     /// Slots have come free since the claim under way was begun.
     again: bool,
+    /// Slots for which rows may have been passed over have come free since the last look at what is known.
+    pub(super) freed: bool,
     claims_work: bool,
     settles_work: bool,
 }
@@ -74,6 +76,7 @@ impl Default for Exchange {
             more_elsewhere: false,
             missed: false,
             again: false,
+            freed: false,
             claims_work: false,
             settles_work: true,
         }
@@ -122,6 +125,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             return;
         }
         let Some(look) = self.wanted_look() else { return };
+        self.exchange.freed &= matches!(look, Look::At { .. });
         let room = self.room(look.clone());
         self.exchange.rang = matches!(look, Look::At { .. });
         self.exchange.look = look;
@@ -137,15 +141,14 @@ impl<O: Outbox, W: World> Worker<O, W> {
         self.next_look = Instant::now();
     }
 
-    /// Attempts have ended: their slots may take more. `wanted`: rows may have been passed over for
-    /// want of such a slot.
-    pub(super) fn slots_are_free(&mut self, wanted: bool) {
-        self.exchange.again |= wanted && self.exchange.claiming.is_some();
+    /// Attempts have ended: their slots may take more.
+    pub(super) fn slots_are_free(&mut self) {
+        self.exchange.again |= self.exchange.freed && self.exchange.claiming.is_some();
         // While a backlog waits, one claim for many slots costs the database less than many claims.
         let pause = match self.phase {
             _ if self.exchange.more && self.free_slots() < self.enough() => GATHER,
             // Nothing was passed over, and the bell rings for what is new.
-            Phase::Asleep { .. } | Phase::Settling { .. } if !wanted => return,
+            Phase::Asleep { .. } | Phase::Settling { .. } if !self.exchange.freed => return,
             _ => Duration::ZERO,
         };
         self.next_look = self.next_look.min(Instant::now() + pause);
@@ -170,10 +173,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
     fn room(&self, look: Look) -> Room {
         let bytes = self.settings.payload.saturating_sub(self.payload);
         // The database has to read large documents to learn their size: not many more than will do.
-        let enough = (2 * bytes).checked_div(self.exchange.body).map_or(BATCH, |rows| rows.max(1));
+        let enough =
+            |bytes: usize| (2 * bytes).checked_div(self.exchange.body).map_or(BATCH, |rows| rows.max(1));
         Room {
-            rows: self.free_slots().min(BATCH).min(enough),
+            rows: self.free_slots().min(BATCH).min(enough(bytes)),
             per_lane: self.settings.per_lane,
+            at_a_lane: enough(self.lane_share()),
             bytes,
             bytes_per_lane: self.lane_share(),
             in_flight: self.in_flight.iter().map(|(lane, held)| (lane.clone(), *held)).collect(),
@@ -208,8 +213,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Ok(mut claimed) => {
                 recorded = claimed.recorded;
                 self.exchange.missed = claimed.missed;
-                // Its bell has been heard and will not ring again.
+                // Its bell has been heard and will not ring again, and slots there may have come free meanwhile.
                 self.exchange.again |= claimed.more;
+                self.exchange.freed |= claimed.more;
                 let first = claimed.claims.iter().filter(|claim| claim.attempt == 1);
                 oldest = first.map(|claim| claim.owed_for).max().unwrap_or_default();
                 let fault = claimed.fault.take();

@@ -192,10 +192,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 () = stop.cancelled() => break,
                 heard = self.wakes.next() => self.heard(heard),
                 Some(ended) = self.attempts.join_next_with_id() => {
-                    let wanted = self.is_full();
                     self.collect(ended);
                     self.collect_ended();
-                    self.slots_are_free(wanted);
+                    self.slots_are_free();
                 }
                 (since, answer) = answered(&mut self.exchange.claiming) => self.claimed(since, answer),
                 (_, answer) = answered(&mut self.exchange.settling) => self.written(answer),
@@ -218,14 +217,6 @@ impl<O: Outbox, W: World> Worker<O, W> {
         while let Some(ended) = self.attempts.try_join_next_with_id() {
             self.collect(ended);
         }
-    }
-
-    /// Whether some lane, or all of them together, can take no more.
-    fn is_full(&self) -> bool {
-        self.attempts.len() >= self.settings.concurrency
-            || self.payload >= self.settings.payload
-            || self.in_flight.values().any(|held| held.fills(self.settings.per_lane, self.lane_share()))
-            || self.retries_left() == 0
     }
 
     /// Bytes that one lane may have in flight.
@@ -282,9 +273,16 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Err(error) => error.id(),
         };
         let Some(Started { lane, ticket, task_id, weight }) = self.started.remove(&id) else { return };
+        // The one that has ended is not among the attempts any more.
+        let all_full = self.attempts.len() + 1 >= self.settings.concurrency
+            || self.payload >= self.settings.payload
+            || self.retries_left() == 0;
+        self.exchange.freed |= all_full;
         self.payload -= weight;
         self.retries -= usize::from(ticket.attempt > 1);
+        let share = self.lane_share();
         if let Some(held) = self.in_flight.get_mut(&lane) {
+            self.exchange.freed |= held.fills(self.settings.per_lane, share);
             held.rows -= 1;
             held.bytes -= weight;
             if held.rows == 0 {

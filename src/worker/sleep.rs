@@ -108,6 +108,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if is_proof && now >= self.next_whole {
             return Some(Look::Whole);
         }
+        if now < self.next_wide && self.exchange.freed {
+            return Some(Look::Quick);
+        }
         self.next_look = self.next_wide;
         (now >= self.next_wide).then_some(Look::Wide)
     }
@@ -131,6 +134,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
     pub(super) fn after(&mut self, look: &Look, found: bool, took: Duration) -> Instant {
         let now = Instant::now();
         let by_bell = matches!(look, Look::At { .. });
+        // Either is no proof of anything.
+        let somewhere = by_bell || *look == Look::Quick;
         self.pace(look, took);
         if found {
             let asleep = matches!(self.phase, Phase::Asleep { .. });
@@ -167,7 +172,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 now + if self.bell.is_cut_off() { CALM } else { LINGER_POLL }.max(took)
             }
             // A closed circuit, or somebody else took it; or a transaction at another place.
-            Phase::Asleep { .. } | Phase::Settling { .. } if by_bell => self.next_look.min(now + CALM),
+            Phase::Asleep { .. } | Phase::Settling { .. } if somewhere => self.next_look.min(now + CALM),
             // The horizon had passed before the look that found nothing: nobody is silent any more.
             Phase::Settling { passed: true, .. } if *look != Look::Whole => {
                 self.next_whole.min(now + MAX_SETTLING_PAUSE)

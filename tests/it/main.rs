@@ -41,6 +41,7 @@ mod manager;
 mod metrics;
 mod observing;
 mod pulse;
+mod queue;
 mod rolling;
 mod sealed;
 mod sealing;

@@ -147,6 +147,21 @@ async fn one_lane_has_its_share_of_the_bytes() {
 }
 
 #[tokio::test]
+async fn what_a_lane_has_no_bytes_for_leaves_the_room_to_the_others() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    for n in 0..6 {
+        owe(&client, &format!("h{n}.example"), "a", 8).await;
+    }
+    // Packed to some kilobytes, it counts as what it unpacks to.
+    let large = "UPDATE taskbell.outbox SET document = jsonb_build_object('padding', repeat('x', 100000))";
+    client.execute(large, &[]).await.unwrap();
+    let room = Room { at_a_lane: 2, bytes_per_lane: 100_000, ..room(12) };
+    let claims = outbox.claim(&room).await.unwrap().claims;
+    assert_eq!(hosts(&claims).into_values().collect::<Vec<_>>(), [1; 6]);
+}
+
+#[tokio::test]
 async fn accounts_share_the_bytes_of_their_lane() {
     let database = TestDatabase::migrated().await;
     let (client, outbox) = (database.client().await, outbox(&database));

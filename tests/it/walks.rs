@@ -75,7 +75,7 @@ async fn walk(
 ) -> Vec<(String, bool)> {
     let walk = include_str!("../../src/outbox/native/claim/walk.sql");
     // A statement numbers its parameters without gaps.
-    let others = [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12].map(|n| format!("${n}::integer")).join(", ");
+    let others = [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13].map(|n| format!("${n}::integer")).join(", ");
     let sql = format!(
         "{walk}), others AS (SELECT {others}) \
          SELECT lane, coalesce(since > now(), false) FROM walk WHERE account_id = 'acct' ORDER BY n"
@@ -87,9 +87,9 @@ async fn walk(
     let since: Vec<_> =
         known.iter().map(|(_, past)| past.then(|| SystemTime::now() + Duration::from_secs(3600))).collect();
     let no = &None::<i32> as &(dyn ToSql + Sync);
-    let mut parameters = vec![no; 17];
+    let mut parameters = vec![no; 18];
     let ours: [(usize, &(dyn ToSql + Sync)); 6] =
-        [(9, &at_most), (13, &start), (14, &account), (15, &lanes), (16, &accounts), (17, &since)];
+        [(9, &at_most), (14, &start), (15, &account), (16, &lanes), (17, &accounts), (18, &since)];
     for (n, value) in ours {
         parameters[n - 1] = value;
     }

@@ -252,7 +252,8 @@ fn key() -> IdempotencyKey {
     IdempotencyKey::parse("whk_00000000-0000-4000-8000-000000000001").expect("a key")
 }
 
-fn prepared(url: CallbackUrl) -> Prepared {
+/// A small webhook to there.
+pub fn prepared(url: CallbackUrl) -> Prepared {
     Prepared {
         url,
         key: key(),

@@ -54,7 +54,7 @@ impl Unwired {
         let (doorbell, porter) = Doorbell::new(connect, stop.clone());
         let signer = Arc::new(Signer::new(ring("k"), LegacyModes::default()));
         let settings = WorkerSettings {
-            concurrency: 4,
+            concurrency: 16,
             per_lane: 4,
             payload: 8 << 20,
             linger: Duration::from_millis(20),

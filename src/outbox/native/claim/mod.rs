@@ -202,9 +202,20 @@ impl NativeOutbox {
         let room = ask.room;
         let (lanes, counts, held) = room.busy();
         let (rows, per_lane, retries) = (count(room.rows), count(room.per_lane), count(room.retries));
-        let (bytes, bytes_per_lane) = (count(room.bytes), count(room.bytes_per_lane));
-        let common: [&(dyn ToSql + Sync); 9] =
-            [&rows, &per_lane, &lanes, &counts, &retries, &at_most, &bytes, &bytes_per_lane, &held];
+        let (bytes, bytes_per_lane, at_a_lane) =
+            (count(room.bytes), count(room.bytes_per_lane), count(room.at_a_lane));
+        let common: [&(dyn ToSql + Sync); 10] = [
+            &rows,
+            &per_lane,
+            &lanes,
+            &counts,
+            &retries,
+            &at_most,
+            &bytes,
+            &bytes_per_lane,
+            &held,
+            &at_a_lane,
+        ];
         self.lease(ask.client, statement, ask.lease, &[&common[..], places].concat()).await
     }
 

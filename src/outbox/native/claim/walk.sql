@@ -1,19 +1,19 @@
 -- Everywhere: along the index, from one destination and account to the next that has rows. Places that are known
 -- stand on the way, whether they have any or not, and are entered behind what was seen there: PostgreSQL would
 -- read past all that is dead before the first row.
--- $13 and $14 lane and account after which it starts (null: at the first)
--- $15 lanes, $16 accounts there, $17 the due time of the first row that matters (null: any): known places beyond
+-- $14 and $15 lane and account after which it starts (null: at the first)
+-- $16 lanes, $17 accounts there, $18 the due time of the first row that matters (null: any): known places beyond
 -- the start, in the order of the index
 WITH RECURSIVE tour AS (
-    SELECT coalesce($13::text, '') COLLATE "C" AS lane, coalesce($14::text, '') COLLATE "C" AS account_id,
+    SELECT coalesce($14::text, '') COLLATE "C" AS lane, coalesce($15::text, '') COLLATE "C" AS account_id,
            NULL::timestamptz AS since, 0::bigint AS n, 0 AS passed
     UNION ALL
     SELECT coalesce(between.lane, known.lane), coalesce(between.account_id, known.account_id),
-           CASE WHEN between.lane IS NULL THEN ($17::timestamptz[])[t.passed + 1] ELSE between.available_at END,
+           CASE WHEN between.lane IS NULL THEN ($18::timestamptz[])[t.passed + 1] ELSE between.available_at END,
            t.n + 1, t.passed + CASE WHEN between.lane IS NULL THEN 1 ELSE 0 END
     FROM tour t
     CROSS JOIN LATERAL (
-        SELECT ($15::text[])[t.passed + 1] AS lane, ($16::text[])[t.passed + 1] AS account_id
+        SELECT ($16::text[])[t.passed + 1] AS lane, ($17::text[])[t.passed + 1] AS account_id
     ) known
     LEFT JOIN LATERAL (
         -- The first row there is: whoever takes rows need not read what is dead before it once more.

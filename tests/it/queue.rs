@@ -1,0 +1,106 @@
+//! A worker that sleeps takes a backlog at a single destination as fast as slots come free there.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use taskbell::listener::Heard;
+use taskbell::outbox::{
+    Claim, Claimed, Entered, Lane, LeaseToken, Look, Outbox, OutboxError, Room, RowId, SettledRows,
+    Settlement, Transition,
+};
+use taskbell::task::{CallbackUrl, UrlSchemes};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::support::properties::prepared;
+use super::support::unwired::Unwired;
+use super::support::{TestDatabase, eventually};
+
+/// Rows that wait for one destination. Looks that go everywhere take long, so that they are seldom.
+struct Queue {
+    waiting: Mutex<usize>,
+    /// Each look, and how many rows it brought.
+    looks: Mutex<Vec<(Look, usize)>>,
+}
+
+impl Outbox for Queue {
+    async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
+        sleep(Duration::from_millis(match room.look {
+            Look::Whole | Look::Wide => 100,
+            Look::Quick | Look::At { .. } => 1,
+        }))
+        .await;
+        let held: usize = room.in_flight.iter().map(|(_, held)| held.rows).sum();
+        let free = room.rows.min(room.per_lane.saturating_sub(held));
+        let mut waiting = self.waiting.lock().unwrap();
+        let rows = free.min(*waiting);
+        self.looks.lock().unwrap().push((room.look.clone(), rows));
+        let first = *waiting;
+        *waiting -= rows;
+        Ok(Claimed {
+            claims: (0..rows).map(|n| claim(first - n)).collect(),
+            more: free > 0 && rows == free,
+            ..Claimed::default()
+        })
+    }
+
+    async fn settle(&self, _: &[Settlement]) -> Result<SettledRows, OutboxError> {
+        Ok(SettledRows::default())
+    }
+
+    async fn before(&self, _: &[Transition]) -> Result<Vec<Option<Entered>>, OutboxError> {
+        unreachable!("nothing has changed")
+    }
+
+    async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
+        Ok(None)
+    }
+
+    async fn expire(&self) -> Result<u64, OutboxError> {
+        Ok(0)
+    }
+
+    async fn ring(&self) -> Result<(), OutboxError> {
+        Ok(())
+    }
+}
+
+/// One that ends at once: the guard refuses where it goes.
+fn claim(row: usize) -> Claim {
+    let url = CallbackUrl::parse("https://127.0.0.1:1/", UrlSchemes::HttpsOnly).unwrap();
+    Claim {
+        row: RowId::native(row.try_into().unwrap()),
+        lease: LeaseToken(Uuid::new_v4()),
+        until: Instant::now() + Duration::from_secs(60),
+        task_id: format!("task_{row}"),
+        task_type: "create_media_buy".to_owned(),
+        lane: Lane("https://127.0.0.1:1".to_owned()),
+        attempt: 1,
+        since_first: Duration::ZERO,
+        horizon: Duration::from_secs(86_400),
+        owed_for: Duration::ZERO,
+        is_new: true,
+        prepared: Ok(prepared(url)),
+    }
+}
+
+#[tokio::test]
+async fn slots_that_come_free_are_filled_without_looks_everywhere() {
+    let queue = Arc::new(Queue { waiting: Mutex::new(0), looks: Mutex::default() });
+    let database = TestDatabase::empty().await;
+    let worker = Unwired::with_the_doorbell_of(&database, queue.clone());
+    let whole = || queue.looks.lock().unwrap().iter().any(|(look, _)| *look == Look::Whole);
+    eventually("nobody is silent any more", async || whole().then_some(())).await;
+    *queue.waiting.lock().unwrap() = 1000;
+    worker.ringer.say(Heard { bells: 1, places: [7].into(), ..Heard::default() });
+    let all = || *queue.waiting.lock().unwrap() == 0;
+    eventually("all are taken", async || all().then_some(())).await;
+    worker.stop().await;
+    let looks = queue.looks.lock().unwrap();
+    let sum = |wanted: fn(&Look) -> bool| {
+        looks.iter().filter(|(look, _)| wanted(look)).map(|(_, rows)| rows).sum::<usize>()
+    };
+    let everywhere = sum(|look| matches!(look, Look::Whole | Look::Wide));
+    let quickly = sum(|look| *look == Look::Quick);
+    assert!(quickly > 10 * everywhere, "{quickly} where rows had come from, {everywhere} everywhere");
+}
