@@ -71,7 +71,8 @@ CREATE TABLE taskbell.registration (
     lane          text COLLATE "C" NOT NULL,
     newest_sent   bigint,
     registered_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (watch_id, task_id),
+    -- In this order, so that statements that name many tasks find them by their keys, whatever they were planned for.
+    PRIMARY KEY (task_id, watch_id),
     CONSTRAINT sealed_as_a_whole CHECK ((sealed IS NULL) = (sealed_nonce IS NULL)
                                         AND (sealed IS NULL) = (sealed_with IS NULL)),
     CONSTRAINT sealed_or_plain CHECK (sealed IS NULL OR (token IS NULL AND credentials IS NULL)),

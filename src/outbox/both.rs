@@ -1,12 +1,11 @@
 //! Both tables as one: the worker claims, attempts and settles without asking where a row stands.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{
-    Claimed, Entered, Held, Look, NativeOutbox, Outbox, OutboxError, Room, SealedOutbox, SettledRows,
-    Settlement, Source, Transition,
+    Claimed, Entered, Look, NativeOutbox, Outbox, OutboxError, Room, SealedOutbox, SettledRows, Settlement,
+    Source, Transition,
 };
 
 /// The native outbox and, where one is configured, the sealed one.
@@ -33,11 +32,11 @@ impl Outbox for Outboxes {
         // What the second one may take depends on what the first one took.
         let (mut claimed, second) = if self.sealed_first.fetch_xor(true, Ordering::Relaxed) {
             let first = sealed.claim(room).await?;
-            let second = self.native.claim(&rest(room, &first)).await;
+            let second = self.native.claim(&room.after(&first.claims)).await;
             (first, second)
         } else {
             let first = self.native.claim(room).await?;
-            let second = sealed.claim(&rest(room, &first)).await;
+            let second = sealed.claim(&room.after(&first.claims)).await;
             (first, second)
         };
         match second {
@@ -97,29 +96,5 @@ impl Outbox for Outboxes {
 
     async fn ring(&self) -> Result<(), OutboxError> {
         self.native.ring().await
-    }
-}
-
-/// The room that is left after a claim.
-fn rest(room: &Room, claimed: &Claimed) -> Room {
-    let mut lanes: HashMap<_, Held> = room.in_flight.iter().cloned().collect();
-    let mut bytes = room.bytes;
-    for claim in &claimed.claims {
-        let weight = claim.weight(room.bytes_per_lane);
-        let held = lanes.entry(claim.lane.clone()).or_default();
-        held.rows += 1;
-        held.bytes += weight;
-        bytes = bytes.saturating_sub(weight);
-    }
-    Room {
-        rows: if bytes == 0 { 0 } else { room.rows.saturating_sub(claimed.claims.len()) },
-        per_lane: room.per_lane,
-        at_a_lane: room.at_a_lane,
-        bytes,
-        bytes_per_lane: room.bytes_per_lane,
-        changes: room.changes,
-        retries: room.retries.saturating_sub(claimed.claims.iter().filter(|claim| claim.attempt > 1).count()),
-        look: room.look.clone(),
-        in_flight: lanes.into_iter().collect(),
     }
 }

@@ -21,6 +21,7 @@ mod both;
 mod columns;
 mod loan;
 
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -176,6 +177,33 @@ impl Room {
     /// Whether a lane takes no more.
     fn is_full(&self, lane: &str) -> bool {
         self.full_lanes().any(|full| full == lane)
+    }
+
+    /// What is left of it after a claim.
+    fn after(&self, claims: &[Claim]) -> Self {
+        let mut lanes: HashMap<_, Held> = self.in_flight.iter().cloned().collect();
+        let mut left = self.clone();
+        for claim in claims {
+            let weight = claim.weight(self.bytes_per_lane);
+            let held = lanes.entry(claim.lane.clone()).or_default();
+            held.rows += 1;
+            held.bytes += weight;
+            left.bytes = left.bytes.saturating_sub(weight);
+            left.rows = left.rows.saturating_sub(1);
+            left.retries = left.retries.saturating_sub(usize::from(claim.attempt > 1));
+        }
+        if left.bytes == 0 {
+            left.rows = 0;
+        }
+        left.in_flight = lanes.into_iter().collect();
+        left
+    }
+
+    /// Whether a claim has taken all that there was room for, in all or in some lane.
+    fn is_used_up_by(&self, claims: &[Claim]) -> bool {
+        let left = self.after(claims);
+        let full: HashSet<&str> = left.full_lanes().collect();
+        left.rows == 0 || claims.iter().any(|claim| full.contains(claim.lane.0.as_str()))
     }
 
     /// The lanes that take no more.

@@ -45,6 +45,8 @@ pub(super) struct Exchange {
     pub(super) missed: bool,
     /// Slots have come free since the claim under way was begun.
     again: bool,
+    /// Attempts have ended since then.
+    pub(super) ended: bool,
     /// Slots for which rows may have been passed over have come free since the last look at what is known.
     pub(super) freed: bool,
     claims_work: bool,
@@ -76,6 +78,7 @@ impl Default for Exchange {
             more_elsewhere: false,
             missed: false,
             again: false,
+            ended: false,
             freed: false,
             claims_work: false,
             settles_work: true,
@@ -126,6 +129,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         let Some(look) = self.wanted_look() else { return };
         self.exchange.freed &= matches!(look, Look::At { .. });
+        self.exchange.ended = false;
         let room = self.room(look.clone());
         self.exchange.rang = matches!(look, Look::At { .. });
         self.exchange.look = look;
@@ -213,9 +217,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
             Ok(mut claimed) => {
                 recorded = claimed.recorded;
                 self.exchange.missed = claimed.missed;
-                // Its bell has been heard and will not ring again, and slots there may have come free meanwhile.
+                // Its bell has been heard and will not ring again.
                 self.exchange.again |= claimed.more;
-                self.exchange.freed |= claimed.more;
+                // What ended meanwhile did so at a lane that was not yet full.
+                self.exchange.freed |= claimed.more && self.exchange.ended;
                 let first = claimed.claims.iter().filter(|claim| claim.attempt == 1);
                 oldest = first.map(|claim| claim.owed_for).max().unwrap_or_default();
                 let fault = claimed.fault.take();

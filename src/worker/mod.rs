@@ -278,6 +278,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             || self.payload >= self.settings.payload
             || self.retries_left() == 0;
         self.exchange.freed |= all_full;
+        self.exchange.ended = true;
         self.payload -= weight;
         self.retries -= usize::from(ticket.attempt > 1);
         let share = self.lane_share();

@@ -10,7 +10,9 @@ WITH answer AS (
         AS a(id, lease_token, started_at, duration_ms, status, body_bytes, verdict)
 ), gone AS (
     DELETE FROM taskbell.outbox o USING answer a
-    WHERE o.id = a.id AND o.lease_token = a.lease_token AND o.state = 'in_flight'
+    -- An array of one cannot be hashed or sorted for: each is found by its key, also by a plan that was made while there
+    -- was nothing and that would read all for a plain equality. So below.
+    WHERE o.id = ANY (ARRAY[a.id]) AND o.lease_token = a.lease_token AND o.state = 'in_flight'
     -- Without the documents: a DELETE or UPDATE with USING carries whole rows of it along, for which PostgreSQL reads
     -- what is in TOAST and copies it. That was 0.4 ms for a result of 384 KB.
     RETURNING o.id, o.watch_id, o.task_id, o.account_id, o.task_type, o.from_state, o.to_state, o.task_created_at,
@@ -18,7 +20,7 @@ WITH answer AS (
               a.started_at, a.duration_ms, a.status, a.body_bytes, a.verdict
 ), forgotten AS (
     DELETE FROM taskbell.registration r USING gone g
-    WHERE r.watch_id = g.watch_id AND r.task_id = g.task_id
+    WHERE r.watch_id = g.watch_id AND r.task_id = ANY (ARRAY[g.task_id])
       AND g.to_state IN ('completed', 'failed', 'canceled', 'rejected')
 ), newest AS (
     UPDATE taskbell.registration r SET newest_sent = g.id
@@ -26,7 +28,7 @@ WITH answer AS (
         SELECT watch_id, task_id, max(id) AS id FROM gone GROUP BY 1, 2
         HAVING bool_and(to_state NOT IN ('completed', 'failed', 'canceled', 'rejected'))
     ) g
-    WHERE r.watch_id = g.watch_id AND r.task_id = g.task_id AND g.id > coalesce(r.newest_sent, 0)
+    WHERE r.watch_id = g.watch_id AND r.task_id = ANY (ARRAY[g.task_id]) AND g.id > coalesce(r.newest_sent, 0)
 ), kept AS (
     INSERT INTO taskbell.transition (outbox_id, watch_id, task_id, account_id, task_type, from_state, to_state,
             task_created_at, occurred_at, delivery, lane, url, operation_id, idempotency_key, attempt_count,
@@ -35,7 +37,7 @@ WITH answer AS (
            g.task_created_at, g.occurred_at, CASE g.verdict WHEN 'supersede' THEN 'superseded' ELSE 'delivered' END, g.lane,
            taskbell.shown_url(r.url), r.operation_id, g.idempotency_key,
            g.attempt_count, g.first_attempt_at, g.status
-    FROM gone g LEFT JOIN taskbell.registration r USING (watch_id, task_id)
+    FROM gone g LEFT JOIN taskbell.registration r ON r.watch_id = g.watch_id AND r.task_id = ANY (ARRAY[g.task_id])
 ), logged AS (
     INSERT INTO taskbell.attempt (outbox_id, task_id, idempotency_key, attempt, started_at, duration_ms, status,
                                   verdict, body_bytes)

@@ -9,4 +9,4 @@ WITH over AS (
 )
 UPDATE taskbell.outbox o
 SET state = 'expired', available_at = NULL, lease_token = NULL, lease_expires_at = NULL, last_reason = coalesce(o.last_reason, 'horizon_passed')
-FROM over WHERE o.id = over.id
+WHERE o.id = ANY (ARRAY(SELECT id FROM over))

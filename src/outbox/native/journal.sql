@@ -4,7 +4,7 @@
 WITH seen AS (
     SELECT id FROM taskbell.outbox WHERE lane IS NULL AND id > $2::bigint ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED
 ), gone AS (
-    DELETE FROM taskbell.outbox o USING seen WHERE o.id = seen.id
+    DELETE FROM taskbell.outbox o WHERE o.id = ANY (ARRAY(SELECT id FROM seen))
     RETURNING o.id, o.watch_id, o.task_id, nullif(o.account_id, ''), o.task_type, o.from_state, o.to_state,
               o.task_created_at, o.occurred_at
 ), kept AS (

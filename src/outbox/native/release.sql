@@ -24,7 +24,8 @@ WITH answer AS (
         last_status = CASE a.verdict WHEN 'unclaim' THEN o.last_status ELSE a.status END,
         last_reason = coalesce(a.reason, o.last_reason)
     FROM answer a
-    WHERE o.id = a.id AND o.lease_token = a.lease_token AND o.state = 'in_flight'
+    -- An array of one: see acknowledge.sql.
+    WHERE o.id = ANY (ARRAY[a.id]) AND o.lease_token = a.lease_token AND o.state = 'in_flight'
     RETURNING o.id, o.state, o.lane, o.account_id, o.task_id, o.idempotency_key, o.attempt_count, a.started_at, a.duration_ms, a.status, a.reason,
               a.verdict, a.body_bytes
 ), logged AS (

@@ -3,4 +3,5 @@
 UPDATE taskbell.registration r
 SET token = NULL, credentials = NULL, sealed = s.sealed, sealed_nonce = s.nonce, sealed_with = $5
 FROM unnest($1::smallint[], $2::text[], $3::bytea[], $4::bytea[]) AS s(watch_id, task_id, sealed, nonce)
-WHERE r.watch_id = s.watch_id AND r.task_id = s.task_id
+-- An array of one: see acknowledge.sql.
+WHERE r.watch_id = s.watch_id AND r.task_id = ANY (ARRAY[s.task_id])

@@ -8,10 +8,11 @@
 mod prepare;
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
+use serde_json::Value;
 use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -33,8 +34,12 @@ pub struct SealedOutbox {
     lease: Duration,
     patience: Duration,
     preparer: Preparer,
+    lanes: Mutex<Lanes>,
     sql: Statements,
 }
+
+/// The lanes that claims have found, by how their URLs begin, scheme and authority: the table has no column for them.
+type Lanes = serde_json::Map<String, Value>;
 
 /// How a [`SealedOutbox`] finds and opens its rows.
 #[derive(Debug, Clone)]
@@ -70,7 +75,7 @@ impl SealedOutbox {
             settle: named(SETTLE),
             next_due: named(NEXT_DUE),
         };
-        Self { pool, lease, patience, preparer: Preparer { schemes, keys }, sql }
+        Self { pool, lease, patience, preparer: Preparer { schemes, keys }, lanes: Mutex::default(), sql }
     }
 
     fn claim_of(&self, row: &Row, token: Uuid, until: Instant) -> Claim {
@@ -83,12 +88,31 @@ impl SealedOutbox {
             task_type: row.get(3),
             lane: Lane(row.get(12)),
             attempt: u32::try_from(row.get::<_, i32>(11)).unwrap_or(1),
-            since_first: seconds(13),
-            horizon: seconds(14),
-            owed_for: seconds(15),
+            since_first: seconds(14),
+            horizon: seconds(15),
+            owed_for: seconds(16),
             is_new: row.get::<_, i32>(11) == 1,
             prepared: self.preparer.prepare(row),
         }
+    }
+
+    /// Remembers how the URLs of a lane begin.
+    fn learn(&self, rows: &[Row]) {
+        let mut lanes = self.known_lanes();
+        for row in rows {
+            let (lane, begins): (&str, &str) = (row.get(12), row.get(13));
+            if begins.len() > MAX_BEGINNING || lanes.contains_key(begins) {
+                continue;
+            }
+            if lanes.len() >= MAX_LANES {
+                lanes.clear();
+            }
+            lanes.insert(begins.to_owned(), lane.into());
+        }
+    }
+
+    fn known_lanes(&self) -> MutexGuard<'_, Lanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,8 +127,9 @@ impl Outbox for SealedOutbox {
         let bytes_per_lane = count(room.bytes_per_lane);
         let (rows, per_lane, bytes) = (count(room.rows), count(room.per_lane), count(room.bytes));
         let (text, lease) = (token.simple().to_string(), self.lease.as_secs_f64());
-        let parameters: [&(dyn ToSql + Sync); 9] =
-            [&rows, &per_lane, &lanes, &counts, &text, &lease, &bytes, &bytes_per_lane, &held];
+        let known = Value::Object(self.known_lanes().clone());
+        let parameters: [&(dyn ToSql + Sync); 10] =
+            [&rows, &per_lane, &lanes, &counts, &text, &lease, &bytes, &bytes_per_lane, &held, &known];
         let (expired, rows) = patiently(self.patience, async {
             let (expire, claim) = tokio::try_join!(
                 client.prepare_cached(&self.sql.expire),
@@ -118,13 +143,14 @@ impl Outbox for SealedOutbox {
         })
         .await??;
         client.give_back();
+        let rows = rows?;
+        self.learn(&rows);
+        let claims: Vec<Claim> = rows.iter().map(|row| self.claim_of(row, token, until)).collect();
         Ok(Claimed {
-            transitions: Vec::new(),
-            missed: false,
-            more: false,
-            recorded: None,
-            claims: rows?.into_iter().map(|row| self.claim_of(&row, token, until)).collect(),
+            more: room.is_used_up_by(&claims),
+            claims,
             fault: expired.err().map(OutboxError::from),
+            ..Claimed::default()
         })
     }
 
@@ -245,6 +271,9 @@ const CLAIM: &str = include_str!("claim.sql");
 const EXPIRE: &str = include_str!("expire.sql");
 const SETTLE: &str = include_str!("settle.sql");
 const NEXT_DUE: &str = include_str!("next_due.sql");
+/// Lanes that are remembered, and how long the beginning of a URL may be for that.
+const MAX_LANES: usize = 1_000;
+const MAX_BEGINNING: usize = 300;
 /// As the SDK.
 const EXPIRE_ROWS: i64 = 1000;
 /// The SDK's words for a row that fails its authenticated binding.
@@ -253,8 +282,6 @@ const NOT_BOUND: &str =
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
 
     #[test]

@@ -16,7 +16,9 @@ WITH answer AS (
         last_error = a.last_error,
         lease_token = NULL, lease_expires_at = NULL, updated_at = now()
     FROM answer a
-    WHERE t.id = a.id AND t.state = 'in_flight' AND t.lease_token = replace(a.lease_token::text, '-', '')
+    -- By its key, whatever the plan was made for: an array of one cannot be hashed, and a state that is not plain has no
+    -- index.
+    WHERE t.id = ANY (ARRAY[a.id]) AND coalesce(t.state, '') = 'in_flight' AND t.lease_token = replace(a.lease_token::text, '-', '')
     RETURNING t.id, t.state, t.task_id, t.idempotency_key, t.attempt_count, a.started_at, a.duration_ms, a.status,
               a.reason, a.verdict, a.body_bytes
 ), logged AS (

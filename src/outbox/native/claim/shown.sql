@@ -21,4 +21,5 @@ SELECT c.id, c.watch_id, c.task_id, c.task_type, c.from_state, c.to_state, c.occ
        visited.recorded, visited.more, extract(epoch FROM clock_timestamp() - statement_timestamp())::float8
 FROM visited
 LEFT JOIN claimed c ON true
-LEFT JOIN taskbell.registration r ON r.watch_id = c.watch_id AND r.task_id = c.task_id
+-- An array of one: see acknowledge.sql.
+LEFT JOIN taskbell.registration r ON r.watch_id = c.watch_id AND r.task_id = ANY (ARRAY[c.task_id])
