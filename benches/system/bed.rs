@@ -307,7 +307,8 @@ impl Drop for Daemon {
     }
 }
 
-const EMPTY: &str = "TRUNCATE decisioning_tasks, taskbell.outbox, taskbell.registration, taskbell.circuit";
+const EMPTY: &str =
+    "TRUNCATE decisioning_tasks, taskbell.outbox, taskbell.circuit; DELETE FROM taskbell.registration";
 const REGISTRATIONS: &str = include_str!("registrations.sql");
 const OWED: &str = include_str!("owed.sql");
 const COMPLETE: &str = "UPDATE decisioning_tasks SET state = 'completed', result = $2::text::jsonb \

@@ -13,6 +13,8 @@ use super::table::{Table, thousands};
 /// Webhooks, destinations.
 const OWED: usize = 50_000;
 const DESTINATIONS: usize = 50;
+/// Commits after which a session has planned its statements for good.
+const SOME: usize = 40;
 /// Webhooks that wait for a single one.
 const QUEUED: usize = 5_000;
 const PEERS: [(&str, &[&str]); 2] = [
@@ -39,6 +41,41 @@ pub async fn drain(rounds: usize) -> Table {
             table.row([who.to_owned(), thousands(theirs), format!("{:.2}", theirs / alone)]);
         }
     }
+    table
+}
+
+/// So many at once beside a daemon that had next to nothing to do when its statements were planned.
+pub async fn burst(rounds: usize) -> Table {
+    let mut table = Table::new(
+        "Burst: 50,000 tasks end in one transaction, beside a daemon that has waited for hours",
+        &["rounds", "webhooks/s, median", "lowest"],
+    );
+    let mut bed = Bed::new(DESTINATIONS).await;
+    let client = bed.client().await;
+    let mut rates = Vec::new();
+    for _ in 0..rounds {
+        bed.empty(&client).await;
+        tidy(&client).await;
+        let daemon = bed.daemon(&[]).await;
+        for n in 0..SOME {
+            let prefix = format!("early{n}_");
+            bed.tasks_at(&client, &prefix, 4, "ok", &bed.receiver.ports).await;
+            bed.complete(&client, &prefix, RESULT_BYTES).await;
+        }
+        bed.settled(&client).await;
+        bed.tasks(&client, OWED as i64).await;
+        // What they began with is journaled meanwhile.
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        bed.receiver.forget();
+        bed.complete(&client, "task_", RESULT_BYTES).await;
+        let began = Instant::now();
+        bed.receiver.wait_for(OWED, PATIENCE).await;
+        bed.settled(&client).await;
+        rates.push(OWED as f64 / began.elapsed().as_secs_f64());
+        daemon.stop();
+    }
+    let rates = Quantiles::of(rates);
+    table.row([rounds.to_string(), thousands(rates.median()), thousands(rates.lowest())]);
     table
 }
 

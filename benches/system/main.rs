@@ -56,6 +56,9 @@ fn main() {
         if wanted("drain") {
             tables.push(drain::drain(3).await);
         }
+        if wanted("burst") {
+            tables.push(drain::burst(5).await);
+        }
         if wanted("queue") {
             tables.push(drain::queue(9).await);
         }

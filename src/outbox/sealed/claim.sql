@@ -54,7 +54,8 @@ SET state = 'in_flight', lease_token = $5, lease_expires_at = now() + $6::float8
     first_attempt_at = coalesce(t.first_attempt_at, now()),
     retry_until = coalesce(t.retry_until, now() + t.retry_horizon_seconds * interval '1 second'),
     attempt_count = t.attempt_count + 1, updated_at = now()
-FROM due WHERE t.id = due.id
+-- An array of one: see native/acknowledge.sql.
+FROM due WHERE t.id = ANY (ARRAY[due.id])
 RETURNING t.id, t.task_id, t.account_id, t.task_type, t.terminal_status, t.url, t.operation_id, t.idempotency_key,
           t.signing_scope_id, t.encrypted_body, t.envelope_nonce, t.attempt_count,
           coalesce(taskbell.lane_of(t.url), 'none'),

@@ -8,4 +8,5 @@ WITH expired AS (
 )
 UPDATE adcp_task_webhook_outbox t
 SET state = 'expired', lease_token = NULL, lease_expires_at = NULL, updated_at = now()
-FROM expired WHERE t.id = expired.id
+-- An array of one: see native/acknowledge.sql.
+FROM expired WHERE t.id = ANY (ARRAY[expired.id])
