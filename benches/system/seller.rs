@@ -73,7 +73,7 @@ pub async fn seller(rounds: usize) -> Table {
         (32, &[Case::Bare, Case::Long]),
         (8, &[Case::Bare, Case::Asleep]),
         (4, &[Case::Bare, Case::Asleep]),
-        (1, &[Case::Bare, Case::Asleep]),
+        (1, &[Case::Bare, Case::Silent, Case::Asleep]),
     ] {
         let mut rates = vec![Vec::new(); cases.len()];
         let mut ratios = vec![Vec::new(); cases.len()];
