@@ -81,7 +81,7 @@ CREATE TABLE taskbell.registration (
 ) WITH (vacuum_truncate = off);
 -- A seller's session plans the trigger's question once. Were the table small at that time, as after a quiet night, it would
 -- read all of it for each change from then on, until autovacuum has counted what came since. So its file has some pages
--- from the start, and keeps them.
+-- from the start, and keeps them (but for a restore from a dump, VACUUM FULL and TRUNCATE).
 INSERT INTO taskbell.registration (watch_id, task_id, task_type, url, operation_id, lane)
 SELECT 0, n, '', repeat(' ', 100), '', '' FROM generate_series(1, 1000) AS n;
 DELETE FROM taskbell.registration;

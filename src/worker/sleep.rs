@@ -134,8 +134,6 @@ impl<O: Outbox, W: World> Worker<O, W> {
     pub(super) fn after(&mut self, look: &Look, found: bool, took: Duration) -> Instant {
         let now = Instant::now();
         let by_bell = matches!(look, Look::At { .. });
-        // Either is no proof of anything.
-        let somewhere = by_bell || *look == Look::Quick;
         self.pace(look, took);
         if found {
             let asleep = matches!(self.phase, Phase::Asleep { .. });
@@ -172,7 +170,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 now + if self.bell.is_cut_off() { CALM } else { LINGER_POLL }.max(took)
             }
             // A closed circuit, or somebody else took it; or a transaction at another place.
-            Phase::Asleep { .. } | Phase::Settling { .. } if somewhere => self.next_look.min(now + CALM),
+            Phase::Asleep { .. } | Phase::Settling { .. } if by_bell => self.next_look.min(now + CALM),
+            // Where a slot came free: nothing was passed over, or somebody else took it.
+            Phase::Asleep { .. } | Phase::Settling { .. } if *look == Look::Quick => now + CALM,
             // The horizon had passed before the look that found nothing: nobody is silent any more.
             Phase::Settling { passed: true, .. } if *look != Look::Whole => {
                 self.next_whole.min(now + MAX_SETTLING_PAUSE)

@@ -144,7 +144,8 @@ async fn by_keys(pool: &deadpool_postgres::Pool, about: &str, tables: &[&str], a
 }
 
 /// By their first words: what goes along an index from its beginning, and which.
-const ALONG: [(&str, &str); 2] = [
+const ALONG: [(&str, &str); 3] = [
     ("-- Seconds until the next row may", "using outbox_lane"),
     ("-- Takes due rows of the SDK's outbox", "_work_idx"),
+    ("-- The SDK expires before every claim", "_work_idx"),
 ];

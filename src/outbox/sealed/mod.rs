@@ -19,8 +19,8 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
-    Claim, Claimed, Columns, Entered, Lane, LeaseToken, Loan, Outbox, OutboxError, Room, RowId, SettledRows,
-    count,
+    Claim, Claimed, Columns, Entered, Lane, LeaseToken, Loan, Look, Outbox, OutboxError, Room, RowId,
+    SettledRows, count,
 };
 use super::{Settlement, Source, Transition, Verdict, patiently};
 use crate::task::{SdkKeys, UrlSchemes};
@@ -135,9 +135,10 @@ impl Outbox for SealedOutbox {
                 client.prepare_cached(&self.sql.expire),
                 client.prepare_cached(&self.sql.claim)
             )?;
+            let expires = matches!(room.look, Look::Whole | Look::Wide);
             // In this order on the wire, as the SDK's: expire, then claim. Each commits by itself.
             Ok::<_, OutboxError>(tokio::join!(
-                client.execute(&expire, &[&EXPIRE_ROWS as &(dyn ToSql + Sync)]),
+                async { if expires { client.execute(&expire, &[&EXPIRE_ROWS]).await } else { Ok(0) } },
                 client.query(&claim, &parameters),
             ))
         })
