@@ -171,8 +171,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
             }
             // A closed circuit, or somebody else took it; or a transaction at another place.
             Phase::Asleep { .. } | Phase::Settling { .. } if by_bell => self.next_look.min(now + CALM),
-            // Where a slot came free: nothing was passed over, or somebody else took it.
-            Phase::Asleep { .. } | Phase::Settling { .. } if *look == Look::Quick => now + CALM,
+            // Where a slot came free. What ended meanwhile left others: with a pause here a backlog at one destination
+            // goes out at 997 a second instead of 1,534.
+            Phase::Asleep { .. } | Phase::Settling { .. } if *look == Look::Quick => now,
             // The horizon had passed before the look that found nothing: nobody is silent any more.
             Phase::Settling { passed: true, .. } if *look != Look::Whole => {
                 self.next_whole.min(now + MAX_SETTLING_PAUSE)
