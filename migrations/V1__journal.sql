@@ -71,7 +71,7 @@ CREATE TABLE taskbell.registration (
     lane          text COLLATE "C" NOT NULL,
     newest_sent   bigint,
     registered_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- In this order, so that statements that name many tasks find them by their keys, whatever they were planned for.
+    -- In this order: an index that begins with the table's number could be read whole for a join by that number.
     PRIMARY KEY (task_id, watch_id),
     CONSTRAINT sealed_as_a_whole CHECK ((sealed IS NULL) = (sealed_nonce IS NULL)
                                         AND (sealed IS NULL) = (sealed_with IS NULL)),
