@@ -106,7 +106,7 @@ impl Bed {
     }
 
     /// A daemon with the defaults but for what follows, and for what the environment of the
-    /// benchmark says: `TASKBELL_WORKER__CONCURRENCY=256 cargo bench --bench system -- cost`.
+    /// benchmark says: `TASKBELL_WORKER__CONCURRENCY=128 cargo bench --bench system -- cost`.
     pub async fn daemon(&self, settings: &[(&str, &str)]) -> Daemon {
         let mut command = self.taskbell(&["run"]);
         command
