@@ -15,6 +15,8 @@ const OWED: usize = 50_000;
 const DESTINATIONS: usize = 50;
 /// Commits after which a session has planned its statements for good.
 const SOME: usize = 40;
+/// Webhooks for few destinations or many.
+const SPREAD: usize = 20_000;
 /// Webhooks that wait for a single one.
 const QUEUED: usize = 5_000;
 const PEERS: [(&str, &[&str]); 2] = [
@@ -40,6 +42,27 @@ pub async fn drain(rounds: usize) -> Table {
             let theirs = peer.drain(&mut bed, OWED, RESULT_BYTES, options).await;
             table.row([who.to_owned(), thousands(theirs), format!("{:.2}", theirs / alone)]);
         }
+    }
+    table
+}
+
+/// The same without yardsticks, to few destinations and to many: with few, their seats are the limit.
+pub async fn spread(rounds: usize) -> Table {
+    let mut table = Table::new(
+        "Spread: 20,000 owed webhooks, by destinations",
+        &["destinations", "rounds", "webhooks/s, median", "lowest"],
+    );
+    for destinations in [10, 25, 40, 100, 500] {
+        let mut bed = Bed::new(destinations).await;
+        let client = bed.client().await;
+        let mut rates = Vec::new();
+        for _ in 0..rounds {
+            bed.owe(&client, SPREAD as i64, RESULT_BYTES).await;
+            let took = drained(&mut bed, &client, SPREAD, &[]).await;
+            rates.push(SPREAD as f64 / took.as_secs_f64());
+        }
+        let rates = Quantiles::of(rates);
+        table.row([destinations as f64, rounds as f64, rates.median(), rates.lowest()].map(thousands));
     }
     table
 }

@@ -19,6 +19,7 @@ mod receiver;
 mod processes;
 mod posting;
 mod drain;
+mod sealed;
 mod cost;
 mod floor;
 mod latency;
@@ -56,11 +57,17 @@ fn main() {
         if wanted("drain") {
             tables.push(drain::drain(3).await);
         }
+        if wanted("spread") {
+            tables.push(drain::spread(3).await);
+        }
         if wanted("burst") {
             tables.push(drain::burst(5).await);
         }
         if wanted("queue") {
             tables.push(drain::queue(9).await);
+        }
+        if wanted("sealed") {
+            tables.push(sealed::sealed(5).await);
         }
         if wanted("cost") {
             tables.extend(cost::cost().await);

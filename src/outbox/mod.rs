@@ -18,24 +18,27 @@
 pub mod native;
 pub mod sealed;
 mod both;
+mod claimed;
 mod columns;
 mod loan;
+mod room;
+mod settlement;
 
-use std::collections::{HashMap, HashSet};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_postgres::error::Severity;
 use uuid::Uuid;
-
-use crate::webhook::{FailureReason, Outcome, Prepared};
 
 use columns::Columns;
 
 pub use both::Outboxes;
+pub use claimed::{Claim, Claimed, Entered, Transition};
 pub(crate) use loan::{Loan, patiently};
 pub use native::{CircuitPolicy, NativeOptions, NativeOutbox};
+pub(crate) use room::CHANGES;
+pub use room::{Held, Look, Room};
 pub use sealed::{SealedOptions, SealedOutbox};
+pub use settlement::{Attempt, SettledRows, Settlement, Verdict};
 
 /// A table of webhooks owed.
 pub trait Outbox: Send + Sync + 'static {
@@ -117,316 +120,6 @@ pub struct LeaseToken(pub Uuid);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lane(pub String);
 
-/// How much a claim may take.
-#[derive(Debug, Clone)]
-pub struct Room {
-    /// Rows in all.
-    pub rows: usize,
-    /// Rows for one lane, counting what is in flight there already.
-    pub per_lane: usize,
-    /// Rows of one lane that are looked at, not counting those in flight: no more than its bytes may hold.
-    pub at_a_lane: usize,
-    /// Bytes of documents in all; a single row is taken whatever its size.
-    pub bytes: usize,
-    /// The same for one lane. A larger row counts as so much.
-    pub bytes_per_lane: usize,
-    /// Lanes with attempts in flight.
-    pub in_flight: Vec<(Lane, Held)>,
-    /// Rows that failed before: some slots are kept for first attempts.
-    pub retries: usize,
-    /// State changes that nobody is owed a webhook for.
-    pub changes: usize,
-    /// Where to look.
-    pub look: Look,
-}
-
-/// What one lane has in flight.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
-    /// Attempts.
-    pub rows: usize,
-    /// Bytes of their bodies, as far as they count.
-    pub bytes: usize,
-}
-
-impl Held {
-    /// Whether a lane with so much in flight takes no more.
-    #[must_use]
-    pub fn fills(self, per_lane: usize, bytes_per_lane: usize) -> bool {
-        self.rows >= per_lane || self.bytes >= bytes_per_lane
-    }
-}
-
-impl Room {
-    /// Room for so many rows, so many of them to one lane, without another limit, wherever they stand.
-    #[must_use]
-    pub fn of(rows: usize, per_lane: usize) -> Self {
-        Self {
-            rows,
-            per_lane,
-            at_a_lane: usize::MAX,
-            bytes: usize::MAX,
-            bytes_per_lane: usize::MAX,
-            in_flight: Vec::new(),
-            retries: usize::MAX,
-            changes: CHANGES,
-            look: Look::Whole,
-        }
-    }
-
-    /// Whether a lane takes no more.
-    fn is_full(&self, lane: &str) -> bool {
-        self.full_lanes().any(|full| full == lane)
-    }
-
-    /// What is left of it after a claim.
-    fn after(&self, claims: &[Claim]) -> Self {
-        let mut lanes: HashMap<_, Held> = self.in_flight.iter().cloned().collect();
-        let mut left = self.clone();
-        for claim in claims {
-            let weight = claim.weight(self.bytes_per_lane);
-            let held = lanes.entry(claim.lane.clone()).or_default();
-            held.rows += 1;
-            held.bytes += weight;
-            left.bytes = left.bytes.saturating_sub(weight);
-            left.rows = left.rows.saturating_sub(1);
-            left.retries = left.retries.saturating_sub(usize::from(claim.attempt > 1));
-        }
-        if left.bytes == 0 {
-            left.rows = 0;
-        }
-        left.in_flight = lanes.into_iter().collect();
-        left
-    }
-
-    /// Whether a claim has taken all that there was room for, in all or in some lane.
-    fn is_used_up_by(&self, claims: &[Claim]) -> bool {
-        let left = self.after(claims);
-        let full: HashSet<&str> = left.full_lanes().collect();
-        left.rows == 0 || claims.iter().any(|claim| full.contains(claim.lane.0.as_str()))
-    }
-
-    /// The lanes that take no more.
-    fn full_lanes(&self) -> impl Iterator<Item = &str> {
-        let full = |(_, held): &&(Lane, Held)| held.fills(self.per_lane, self.bytes_per_lane);
-        self.in_flight.iter().filter(full).map(|(lane, _)| lane.0.as_str())
-    }
-
-    /// The lanes in flight as a statement takes them: full ones have all the rows there may be.
-    fn busy(&self) -> (Vec<&str>, Vec<i64>, Vec<i64>) {
-        let (mut lanes, mut rows, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
-        for (lane, held) in &self.in_flight {
-            lanes.push(lane.0.as_str());
-            let full = held.fills(self.per_lane, self.bytes_per_lane);
-            rows.push(count(if full { held.rows.max(self.per_lane) } else { held.rows }));
-            bytes.push(count(held.bytes));
-        }
-        (lanes, rows, bytes)
-    }
-}
-
-/// Where a claim looks for due rows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Look {
-    /// Everywhere: what it does not find, nobody may claim now.
-    Whole,
-    /// Everywhere; while that takes the database long, at places that are known only past what was seen there, but
-    /// for some of them in turn. No proof of anything; what one such look misses, a later one finds.
-    Wide,
-    /// Where rows have come from lately, and only past those: quick, but no proof of anything.
-    Quick,
-    /// Where the bell said.
-    At {
-        /// The numbers that rang, of `taskbell.bell_of(lane, account)`.
-        places: Vec<i64>,
-        /// Whether state changes rang that nobody is owed a webhook for.
-        changes: bool,
-    },
-}
-
-/// What one claim brought.
-#[derive(Debug, Default)]
-pub struct Claimed {
-    /// State changes seen for the first time, in the order in which they were recorded.
-    pub transitions: Vec<Transition>,
-    /// Rows to attempt now.
-    pub claims: Vec<Claim>,
-    /// Some place gave all that it had room for: it may have more.
-    pub more: bool,
-    /// Some place where the bell said that something is brought nothing.
-    pub missed: bool,
-    /// How many changes have been recorded in all, rolled back ones included; `None` where that was not read.
-    pub recorded: Option<i64>,
-    /// Why there may be more than this. What stands above is ours all the same.
-    pub fault: Option<OutboxError>,
-}
-
-/// One state change of one task, to be observed once.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Transition {
-    /// Its number: later changes of a task have higher ones.
-    pub id: i64,
-    /// The task, within its table.
-    pub task: (i16, String),
-    /// Its type as stored; not yet bounded to the labels that metrics may carry.
-    pub task_type: String,
-    /// The state it left; `None` when the task was inserted.
-    pub from: Option<String>,
-    /// The state it entered.
-    pub to: String,
-    /// When, by the database's clock.
-    pub at: SystemTime,
-    /// When the task was created, by its writer's clock.
-    pub task_created_at: Option<SystemTime>,
-}
-
-/// That a task entered a state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entered {
-    /// The number of the change.
-    pub id: i64,
-    /// The state.
-    pub state: String,
-    /// When, by the database's clock.
-    pub at: SystemTime,
-}
-
-/// A row under our lease.
-#[derive(Debug)]
-pub struct Claim {
-    /// The row.
-    pub row: RowId,
-    /// The right to settle it.
-    pub lease: LeaseToken,
-    /// When the lease runs out at the earliest: counted from before we asked for it.
-    pub until: Instant,
-    /// The task, for logs.
-    pub task_id: String,
-    /// Its type as stored.
-    pub task_type: String,
-    /// Where it goes.
-    pub lane: Lane,
-    /// This attempt's number, from 1.
-    pub attempt: u32,
-    /// Since the first attempt began; zero on the first.
-    pub since_first: Duration,
-    /// From the first attempt to the moment after which none is made.
-    pub horizon: Duration,
-    /// How long the webhook has been owed, by the database's clock.
-    pub owed_for: Duration,
-    /// Whether it is claimed for the first time ever; an attempt that was given back is not counted,
-    /// and so attempts can be numbered 1 more than once.
-    pub is_new: bool,
-    /// What to send, or what the attempt comes to without sending anything.
-    pub prepared: Result<Prepared, Outcome>,
-}
-
-impl Claim {
-    /// The size of its body; zero where nothing is sent.
-    #[must_use]
-    pub fn body_bytes(&self) -> usize {
-        self.prepared.as_ref().map_or(0, |prepared| prepared.body.len())
-    }
-
-    /// What its body counts for, where a lane may have so many bytes.
-    #[must_use]
-    pub fn weight(&self, bytes_per_lane: usize) -> usize {
-        self.body_bytes().min(bytes_per_lane)
-    }
-}
-
-/// What became of the rows of a settle, where it was not what the verdict said.
-#[derive(Debug, Default)]
-pub struct SettledRows {
-    /// Their lease was lost: nothing was written, because somebody else has the row now.
-    pub lost: Vec<RowId>,
-    /// Released, but due only after their horizon: dead letters now.
-    pub expired: Vec<RowId>,
-    /// Not written, as far as we know: to be tried again. `fault` says why.
-    pub unwritten: Vec<RowId>,
-    /// Circuits that successes have opened, or brought nearer to it: more may be claimed.
-    pub healed: bool,
-    /// What kept rows from being written.
-    pub fault: Option<OutboxError>,
-}
-
-impl SettledRows {
-    fn unwritten(&mut self, settlements: &[&Settlement], fault: OutboxError) {
-        self.unwritten.extend(settlements.iter().map(|settlement| settlement.row));
-        self.fault = Some(fault);
-    }
-
-    fn extend(&mut self, more: Self) {
-        self.lost.extend(more.lost);
-        self.expired.extend(more.expired);
-        self.unwritten.extend(more.unwritten);
-        self.healed |= more.healed;
-        self.fault = self.fault.take().or(more.fault);
-    }
-}
-
-/// The end of one attempt.
-#[derive(Debug, Clone)]
-pub struct Settlement {
-    /// The row.
-    pub row: RowId,
-    /// The claim that this settles.
-    pub lease: LeaseToken,
-    /// What is to be done with the row.
-    pub verdict: Verdict,
-    /// What went wrong, if anything did. A dead letter always has a reason.
-    pub reason: Option<FailureReason>,
-    /// For the attempt log; `None` when nothing was attempted.
-    pub attempt: Option<Attempt>,
-}
-
-/// What is to be done with a row after an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Delivered.
-    Acknowledge,
-    /// Old news: settled without being sent.
-    Supersede,
-    /// Back to pending, due again after the delay.
-    Release {
-        /// The delay, from now.
-        after: Duration,
-    },
-    /// Back to pending as if it had not been claimed: our own fault, or we are stopping.
-    Unclaim {
-        /// The delay, from now.
-        after: Duration,
-    },
-    /// Given up, until an operator retries or cancels it.
-    DeadLetter,
-}
-
-/// One line of the attempt log.
-#[derive(Debug, Clone)]
-pub struct Attempt {
-    /// When it began, by our clock.
-    pub started_at: SystemTime,
-    /// How long it took.
-    pub duration: Duration,
-    /// The HTTP status, if there was an answer.
-    pub status: Option<u16>,
-    /// The size of the body.
-    pub body_bytes: usize,
-}
-
-impl Verdict {
-    /// The word in the attempt log.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Acknowledge => "acknowledge",
-            Self::Supersede => "supersede",
-            Self::Release { .. } | Self::Unclaim { .. } => "release",
-            Self::DeadLetter => "dead_letter",
-        }
-    }
-}
-
 /// Why the outbox could not be read or written. Everything owed is still owed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -462,9 +155,6 @@ impl OutboxError {
         }
     }
 }
-
-/// State changes in one go: enough to keep up with any seller, small enough to stay a short statement.
-pub(crate) const CHANGES: usize = 500;
 
 fn count(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)

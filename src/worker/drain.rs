@@ -17,7 +17,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     pub(super) async fn drain(mut self) {
         // Nobody is silent for our sake any more, and whoever sleeps takes over.
         let leaving = self.leave();
-        self.exchange.stop_asking();
+        self.exchange.wind_up();
         self.settle_the_rest().await;
         // If the database does not answer, the others find by themselves that we are gone.
         let _ = timeout(STOP_PATIENCE, async {
@@ -29,7 +29,6 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     async fn settle_the_rest(&mut self) {
         let began = Instant::now();
-        self.rests_until = began;
         let deadline = began + self.settings.grace;
         let last_try = deadline + LAST_TRY;
         loop {

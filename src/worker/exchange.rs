@@ -31,6 +31,10 @@ pub(super) struct Exchange {
     pub(super) settle_after: Instant,
     /// When the last settle was begun.
     wrote_at: Instant,
+    /// Whether what was refused is tried next, where something else waits too.
+    turn_of_refused: bool,
+    /// Nothing waits for company any more.
+    winding_up: bool,
     /// Rows that the claim under way may bring, or the last one might have brought.
     room: usize,
     /// Bytes of their documents.
@@ -73,6 +77,8 @@ impl Default for Exchange {
             being_written: Vec::new(),
             settle_after: Instant::now(),
             wrote_at: Instant::now(),
+            turn_of_refused: false,
+            winding_up: false,
             room: 0,
             room_bytes: 0,
             brought: 0,
@@ -99,9 +105,9 @@ impl Exchange {
         [claiming, settling, asking, looking_back].into_iter().flatten()
     }
 
-    /// Gives up what only a worker that goes on wants to know, and waits for no company any more.
-    pub(super) fn stop_asking(&mut self) {
-        self.more = false;
+    /// Gives up what only a worker that goes on wants to know; what has ended is written at once from now on.
+    pub(super) fn wind_up(&mut self) {
+        self.winding_up = true;
         if let Some(question) = self.asking.take() {
             question.task.abort();
         }
@@ -303,24 +309,31 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     /// Writes what has ended, unless something is being written. What could not be written is tried
     /// again, until its lease runs out: after that it is somebody else's. What the database
-    /// refused is tried again by itself, because it may be the one row that it refuses.
+    /// refused is tried again by itself, because it may be the one row that it refuses, and in turn with the rest.
     pub(super) fn begin_settle(&mut self) {
         if self.exchange.settling.is_some() || self.finished.is_empty() || self.gathers_until().is_some() {
             return;
         }
-        let (refused, mut batch): (Vec<Settled>, Vec<Settled>) = std::mem::take(&mut self.finished)
+        let now = Instant::now();
+        let again = now >= self.exchange.settle_after;
+        let (mut refused, mut others): (Vec<Settled>, Vec<Settled>) = std::mem::take(&mut self.finished)
             .into_iter()
             .partition(|ended| ended.writing == Writing::Refused);
-        self.finished = refused;
-        let new = batch.iter().any(|ended| ended.writing == Writing::Due);
-        if !new && Instant::now() < self.exchange.settle_after {
-            self.finished.append(&mut batch);
+        let new = others.iter().any(|ended| ended.writing == Writing::Due);
+        let turn = again && !refused.is_empty() && (self.exchange.turn_of_refused || others.is_empty());
+        let mut batch = Vec::new();
+        if turn {
+            batch.push(refused.remove(0));
+        } else if new || again {
+            batch.append(&mut others);
+            self.exchange.wrote_at = now;
+        }
+        self.finished.append(&mut refused);
+        self.finished.append(&mut others);
+        if batch.is_empty() {
             return;
         }
-        if batch.is_empty() {
-            batch.push(self.finished.remove(0));
-        }
-        self.exchange.wrote_at = Instant::now();
+        self.exchange.turn_of_refused = !turn;
         self.exchange.being_written = batch;
         let settlements: Vec<Settlement> =
             self.exchange.being_written.iter().map(|ended| ended.settlement.clone()).collect();
@@ -332,12 +345,23 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Until when what has ended waits for company, if it does.
     fn gathers_until(&self) -> Option<Instant> {
         let now = Instant::now();
+        if self.exchange.winding_up {
+            return None;
+        }
         // While we rest, one settle is kinder than many.
         if now < self.rests_until && !self.attempts.is_empty() {
             return Some(self.rests_until);
         }
         let pause = self.exchange.wrote_at + GATHER_ENDED;
-        (self.exchange.more && now < pause && self.finished.len() < self.enough()).then_some(pause)
+        if self.phase != Phase::Awake || now >= pause {
+            return None;
+        }
+        // A failure may close a circuit: the sooner, the fewer rows fail after it.
+        let failed =
+            |ended: &&Settled| !matches!(ended.settlement.verdict, Verdict::Acknowledge | Verdict::Supersede);
+        let due = || self.finished.iter().filter(|ended| ended.writing == Writing::Due);
+        let many = due().count();
+        (many > 0 && many < self.enough() && !due().any(|ended| failed(&ended))).then_some(pause)
     }
 
     /// When something may be written again.
@@ -409,8 +433,8 @@ const BATCH: usize = 192;
 const MUCH: usize = 16;
 /// How long free slots wait for company while a backlog waits.
 const GATHER: Duration = Duration::from_millis(2);
-/// Between two settles meanwhile, unless so many have ended that they fill one. A statement costs the database a
-/// quarter of a millisecond besides what it does for its rows.
+/// Between two settles of an awake worker, unless so many have ended that they fill one: a statement costs the
+/// database a quarter of a millisecond besides what it does for its rows.
 const GATHER_ENDED: Duration = Duration::from_millis(10);
 /// Between two calls for help.
 const RING_PAUSE: Duration = Duration::from_millis(100);

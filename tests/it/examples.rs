@@ -10,7 +10,7 @@ use tokio::process::Command;
 
 use super::cli::{run, taskbell};
 use super::daemon::Running;
-use super::interop::installed;
+use super::support::peer::installed;
 use super::support::receiver::{Post, Receiver};
 use super::support::{TestDatabase, eventually};
 

@@ -47,6 +47,7 @@ mod sealed;
 mod sealing;
 mod sellers;
 mod sending;
+mod settling;
 mod states;
 mod traces;
 mod walks;

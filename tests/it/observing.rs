@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use taskbell::listener::Heard;
-use taskbell::outbox::{Claimed, Entered, Outbox, OutboxError, Room, SettledRows, Settlement, Transition};
+use taskbell::outbox::{Claimed, Entered, OutboxError, Room, Transition};
 use tokio::time::{Instant, sleep};
 
-use super::support::unwired::Unwired;
+use super::support::unwired::{Fake, Unwired};
 
 /// An outbox of changes, a few for each claim that has room for them, whose journal is out for a while.
 struct Journal {
@@ -34,7 +34,7 @@ impl Journal {
     }
 }
 
-impl Outbox for Journal {
+impl Fake for Journal {
     async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
         let mut changes = self.changes.lock().unwrap();
         let fits = changes.first().is_some_and(|batch| batch.len() <= room.changes);
@@ -51,10 +51,6 @@ impl Outbox for Journal {
         Ok(Claimed { transitions: transitions.collect(), ..Claimed::default() })
     }
 
-    async fn settle(&self, _: &[Settlement]) -> Result<SettledRows, OutboxError> {
-        unreachable!("nothing was claimed")
-    }
-
     async fn before(&self, changes: &[Transition]) -> Result<Vec<Option<Entered>>, OutboxError> {
         let ids: Vec<i64> = changes.iter().map(|change| change.id).collect();
         self.asked.lock().unwrap().push(ids.clone());
@@ -64,18 +60,6 @@ impl Outbox for Journal {
         }
         self.answered.lock().unwrap().extend(ids);
         Ok(vec![None; changes.len()])
-    }
-
-    async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
-        Ok(None)
-    }
-
-    async fn expire(&self) -> Result<u64, OutboxError> {
-        Ok(0)
-    }
-
-    async fn ring(&self) -> Result<(), OutboxError> {
-        Ok(())
     }
 }
 

@@ -4,15 +4,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use taskbell::listener::{Connect, Gate, Heard};
-use taskbell::outbox::{
-    Claimed, Entered, Look, Outbox, OutboxError, Room, SettledRows, Settlement, Transition,
-};
+use taskbell::outbox::{Claimed, Look, OutboxError, Room};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use super::support::cluster::Cluster;
-use super::support::unwired::Unwired;
+use super::support::unwired::{Fake, Unwired};
 use super::support::{TestDatabase, eventually};
 
 /// An outbox of which everything is dead but kept, with a row that is due and that somebody else holds.
@@ -32,7 +30,7 @@ impl Kept {
     }
 }
 
-impl Outbox for Kept {
+impl Fake for Kept {
     async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
         self.looks.lock().unwrap().push(room.look.clone());
         let is_whole = room.look == Look::Whole;
@@ -45,25 +43,9 @@ impl Outbox for Kept {
         if is_whole && self.is_ended { Err(OutboxError::Silent) } else { Ok(Claimed::default()) }
     }
 
-    async fn settle(&self, _: &[Settlement]) -> Result<SettledRows, OutboxError> {
-        unreachable!("nothing was claimed")
-    }
-
-    async fn before(&self, _: &[Transition]) -> Result<Vec<Option<Entered>>, OutboxError> {
-        unreachable!("nothing has changed")
-    }
-
     async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
         sleep(Duration::from_millis(10)).await;
         Ok(Some(Duration::ZERO))
-    }
-
-    async fn expire(&self) -> Result<u64, OutboxError> {
-        Ok(0)
-    }
-
-    async fn ring(&self) -> Result<(), OutboxError> {
-        Ok(())
     }
 }
 

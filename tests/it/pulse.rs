@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskbell::daemon::pulse::Pulse;
-use taskbell::outbox::{Claimed, Entered, Outbox, OutboxError, Room, SettledRows, Settlement, Transition};
+use taskbell::outbox::{Claimed, OutboxError, Room};
 use tokio::time::sleep;
 
-use super::support::unwired::Unwired;
+use super::support::unwired::{Fake, Unwired};
 
 #[derive(Clone, Copy)]
 enum Answers {
@@ -17,7 +17,7 @@ enum Answers {
     Never,
 }
 
-impl Outbox for Answers {
+impl Fake for Answers {
     async fn claim(&self, _: &Room) -> Result<Claimed, OutboxError> {
         match self {
             Self::Nothing => Ok(Claimed::default()),
@@ -27,26 +27,6 @@ impl Outbox for Answers {
             }
             Self::Never => std::future::pending().await,
         }
-    }
-
-    async fn settle(&self, _: &[Settlement]) -> Result<SettledRows, OutboxError> {
-        unreachable!("nothing was claimed")
-    }
-
-    async fn before(&self, _: &[Transition]) -> Result<Vec<Option<Entered>>, OutboxError> {
-        unreachable!("nothing has changed")
-    }
-
-    async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
-        Ok(None)
-    }
-
-    async fn expire(&self) -> Result<u64, OutboxError> {
-        Ok(0)
-    }
-
-    async fn ring(&self) -> Result<(), OutboxError> {
-        Ok(())
     }
 }
 

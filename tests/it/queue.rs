@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use taskbell::listener::Heard;
 use taskbell::outbox::{
-    Claim, Claimed, Entered, Lane, LeaseToken, Look, Outbox, OutboxError, Room, RowId, SettledRows,
-    Settlement, Transition,
+    Claim, Claimed, Lane, LeaseToken, Look, OutboxError, Room, RowId, SettledRows, Settlement,
 };
 use taskbell::task::{CallbackUrl, UrlSchemes};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::support::properties::prepared;
-use super::support::unwired::Unwired;
+use super::support::unwired::{Fake, Unwired};
 use super::support::{TestDatabase, eventually};
 
 /// Rows that wait for one destination. Looks that go everywhere take long, so that they are seldom.
@@ -23,7 +22,7 @@ struct Queue {
     looks: Mutex<Vec<(Look, usize)>>,
 }
 
-impl Outbox for Queue {
+impl Fake for Queue {
     async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
         sleep(Duration::from_millis(match room.look {
             Look::Whole | Look::Wide => 100,
@@ -46,22 +45,6 @@ impl Outbox for Queue {
 
     async fn settle(&self, _: &[Settlement]) -> Result<SettledRows, OutboxError> {
         Ok(SettledRows::default())
-    }
-
-    async fn before(&self, _: &[Transition]) -> Result<Vec<Option<Entered>>, OutboxError> {
-        unreachable!("nothing has changed")
-    }
-
-    async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
-        Ok(None)
-    }
-
-    async fn expire(&self) -> Result<u64, OutboxError> {
-        Ok(0)
-    }
-
-    async fn ring(&self) -> Result<(), OutboxError> {
-        Ok(())
     }
 }
 

@@ -16,8 +16,8 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio_postgres::Client;
 
 use super::daemon::Running;
-use super::interop::{Peer, installed};
 use super::support::daemon::verify;
+use super::support::peer::{Peer, installed};
 use super::support::receiver::{Post, Receiver};
 use super::support::{TestDatabase, eventually};
 

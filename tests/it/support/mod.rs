@@ -4,6 +4,7 @@ pub mod browser;
 pub mod cluster;
 pub mod daemon;
 pub mod panels;
+pub mod peer;
 pub mod prometheus;
 pub mod properties;
 #[path = "../../chaos/proxy.rs"]

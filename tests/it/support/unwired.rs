@@ -1,12 +1,13 @@
 //! A worker without a database, on whatever outbox a test makes up.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use taskbell::daemon::database::tls_config;
 use taskbell::listener::{Connect, Doorbell, Ringer, wakes};
 use taskbell::metrics::TaskTypes;
-use taskbell::outbox::Outbox;
+use taskbell::outbox::{Claimed, Entered, Outbox, OutboxError, Room, SettledRows, Settlement, Transition};
 use taskbell::webhook::{GuardPolicy, LegacyModes, Sender, SenderOptions, Signer};
 use taskbell::worker::{RetryPolicy, Worker, WorkerSettings, World};
 use tokio::sync::watch;
@@ -16,6 +17,54 @@ use tokio_util::sync::CancellationToken;
 
 use super::TestDatabase;
 use super::daemon::ring;
+
+/// An outbox that a test makes up: nothing happens in it besides what it says.
+pub trait Fake: Send + Sync + 'static {
+    fn claim(&self, room: &Room) -> impl Future<Output = Result<Claimed, OutboxError>> + Send;
+
+    fn settle(&self, _: &[Settlement]) -> impl Future<Output = Result<SettledRows, OutboxError>> + Send {
+        async { unreachable!("nothing was claimed") }
+    }
+
+    fn before(
+        &self,
+        _: &[Transition],
+    ) -> impl Future<Output = Result<Vec<Option<Entered>>, OutboxError>> + Send {
+        async { unreachable!("nothing has changed") }
+    }
+
+    fn next_due(&self) -> impl Future<Output = Result<Option<Duration>, OutboxError>> + Send {
+        async { Ok(None) }
+    }
+}
+
+struct Faked<F>(Arc<F>);
+
+impl<F: Fake> Outbox for Faked<F> {
+    async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
+        self.0.claim(room).await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<SettledRows, OutboxError> {
+        self.0.settle(settlements).await
+    }
+
+    async fn before(&self, changes: &[Transition]) -> Result<Vec<Option<Entered>>, OutboxError> {
+        self.0.before(changes).await
+    }
+
+    async fn next_due(&self) -> Result<Option<Duration>, OutboxError> {
+        self.0.next_due().await
+    }
+
+    async fn expire(&self) -> Result<u64, OutboxError> {
+        Ok(0)
+    }
+
+    async fn ring(&self) -> Result<(), OutboxError> {
+        Ok(())
+    }
+}
 
 pub struct Unwired {
     pub ringer: Ringer,
@@ -36,16 +85,16 @@ impl World for Still {
 }
 
 impl Unwired {
-    pub fn start<O: Outbox>(outbox: Arc<O>) -> Self {
+    pub fn start<F: Fake>(outbox: Arc<F>) -> Self {
         Self::with_the_doorbell_of(&TestDatabase::at("host=/nowhere user=nobody"), outbox)
     }
 
     /// The same, with a database for the doorbell alone: without one it is always awake.
-    pub fn with_the_doorbell_of<O: Outbox>(database: &TestDatabase, outbox: Arc<O>) -> Self {
+    pub fn with_the_doorbell_of<F: Fake>(database: &TestDatabase, outbox: Arc<F>) -> Self {
         Self::with_a_doorbell(database.connector.handle(), outbox)
     }
 
-    pub fn with_a_doorbell<O: Outbox>(connect: Connect, outbox: Arc<O>) -> Self {
+    pub fn with_a_doorbell<F: Fake>(connect: Connect, outbox: Arc<F>) -> Self {
         taskbell::daemon::telemetry::install_crypto();
         let sender =
             Sender::new(tls_config(None).unwrap(), GuardPolicy::default(), &SenderOptions::default());
@@ -65,7 +114,8 @@ impl Unwired {
             retry: RetryPolicy::default(),
             task_types: TaskTypes::new([]),
         };
-        let worker = Worker::new(outbox, Arc::new(Still), sender.unwrap(), signer, doorbell, wakes, settings);
+        let (outbox, world) = (Arc::new(Faked(outbox)), Arc::new(Still));
+        let worker = Worker::new(outbox, world, sender.unwrap(), signer, doorbell, wakes, settings);
         let due_back = worker.due_back();
         let tasks = vec![tokio::spawn(porter), tokio::spawn(worker.run(stop.clone()))];
         Self { ringer, due_back, stop, tasks }
