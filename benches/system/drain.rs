@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+
+use taskbell::outbox::{Attempt, Claim, Look, Outbox, Room, Settlement, Verdict};
 
 use super::bed::{Bed, RESULT_BYTES, tidy};
 use super::figures::Quantiles;
@@ -35,6 +37,14 @@ pub async fn drain(rounds: usize) -> Table {
     for _ in 0..rounds {
         let alone = without_database(&mut bed).await;
         table.row(["a loop without a database".to_owned(), thousands(alone), "1".to_owned()]);
+        let unsent = without_sending(&bed).await;
+        let best = 1.0 / (1.0 / alone + 1.0 / unsent);
+        for (who, rate) in [
+            ("claims and settles alone, nothing sent", unsent),
+            ("the sum of both, without anything besides", best),
+        ] {
+            table.row([who.to_owned(), thousands(rate), format!("{:.2}", rate / alone)]);
+        }
         let ours = taskbell(&mut bed).await;
         table.row(["taskbell".to_owned(), thousands(ours), format!("{:.2}", ours / alone)]);
         for (who, options) in PEERS {
@@ -150,6 +160,58 @@ async fn without_database(bed: &mut Bed) -> f64 {
 
 /// As many as are enough to keep the processors busy.
 const IN_FLIGHT: usize = 64;
+
+/// Claims and settles as the daemon does, bodies rendered, as many at a time as keep the processors busy.
+async fn without_sending(bed: &Bed) -> f64 {
+    let client = bed.client().await;
+    bed.owe(&client, OWED as i64, RESULT_BYTES).await;
+    let outbox = Arc::new(bed.outbox());
+    let began = Instant::now();
+    let runs = (0..EXCHANGING).map(|_| {
+        let outbox = outbox.clone();
+        tokio::spawn(async move {
+            let mut look = Look::Whole;
+            loop {
+                let room = Room { look: look.clone(), ..Room::of(BATCH, PER_LANE) };
+                let claims = outbox.claim(&room).await.unwrap().claims;
+                if claims.is_empty() && look == Look::Whole {
+                    return;
+                }
+                look = if claims.is_empty() { Look::Whole } else { Look::Quick };
+                let ended: Vec<Settlement> = claims.iter().map(accepted).collect();
+                outbox.settle(&ended).await.unwrap();
+            }
+        })
+    });
+    for run in runs.collect::<Vec<_>>() {
+        run.await.unwrap();
+    }
+    assert_eq!(bed.owed(&client).await, 0);
+    OWED as f64 / began.elapsed().as_secs_f64()
+}
+
+fn accepted(claim: &Claim) -> Settlement {
+    let duration = Duration::from_millis(1);
+    let attempt = Attempt {
+        started_at: SystemTime::now(),
+        duration,
+        status: Some(200),
+        body_bytes: claim.body_bytes(),
+    };
+    Settlement {
+        row: claim.row,
+        lease: claim.lease,
+        verdict: Verdict::Acknowledge,
+        reason: None,
+        attempt: Some(attempt),
+    }
+}
+
+/// Sessions that claim and settle at once.
+const EXCHANGING: usize = 3;
+/// The daemon's, where much waits.
+const BATCH: usize = 192;
+const PER_LANE: usize = 8;
 
 /// From the first arrival until everything is accepted and settled.
 async fn taskbell(bed: &mut Bed) -> f64 {

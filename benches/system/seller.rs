@@ -11,8 +11,6 @@ use super::figures::Quantiles;
 use super::table::{Table, thousands};
 
 const DESTINATIONS: usize = 50;
-/// More than the fastest of them ends.
-const TASKS_A_SECOND: i64 = 20_000;
 /// Until a daemon is awake and delivers.
 const WARM_UP_SECONDS: u32 = 2;
 
@@ -20,6 +18,8 @@ const WARM_UP_SECONDS: u32 = 2;
 #[derive(Clone, Copy, PartialEq)]
 enum Case {
     Bare,
+    Nothing,
+    Narrow,
     Notifying,
     Silent,
     Awake,
@@ -31,6 +31,8 @@ impl Case {
     fn words(self) -> &'static str {
         match self {
             Self::Bare => "no trigger",
+            Self::Nothing => "a trigger that does nothing",
+            Self::Narrow => "an outbox insert in each: three columns, one index",
             Self::Notifying => "an outbox insert and a NOTIFY in each",
             Self::Silent => "taskbell's trigger alone, the bell silent",
             Self::Awake => "taskbell, awake and delivering",
@@ -42,9 +44,16 @@ impl Case {
     fn table(self) -> &'static str {
         match self {
             Self::Bare => "bare_tasks",
+            Self::Nothing => "calm_tasks",
+            Self::Narrow => "narrow_tasks",
             Self::Notifying => "noisy_tasks",
             Self::Silent | Self::Awake | Self::Asleep | Self::Long => "decisioning_tasks",
         }
+    }
+
+    /// More than they end in a second.
+    fn tasks_a_second(self) -> i64 {
+        if self.table() == "decisioning_tasks" { 20_000 } else { 40_000 }
     }
 
     /// Longer than `worker.yield_for`, so that webhooks go first again.
@@ -69,7 +78,8 @@ pub async fn seller(rounds: usize) -> Table {
     let client = bed.client().await;
     client.batch_execute(OTHER_TABLES).await.unwrap();
     for (clients, cases) in [
-        (32, &[Case::Bare, Case::Silent, Case::Awake, Case::Asleep, Case::Notifying][..]),
+        (32, &[Case::Bare, Case::Silent, Case::Awake, Case::Asleep][..]),
+        (32, &[Case::Bare, Case::Nothing, Case::Narrow, Case::Notifying]),
         (32, &[Case::Bare, Case::Long]),
         (8, &[Case::Bare, Case::Asleep]),
         (4, &[Case::Bare, Case::Asleep]),
@@ -108,7 +118,7 @@ async fn rate(bed: &mut Bed, client: &Client, case: Case, clients: u32) -> (f64,
     bed.empty(client).await;
     client.batch_execute(AGAIN).await.unwrap();
     let (table, seconds) = (case.table(), case.seconds());
-    let tasks = TASKS_A_SECOND * i64::from(seconds + WARM_UP_SECONDS);
+    let tasks = case.tasks_a_second() * i64::from(seconds + WARM_UP_SECONDS);
     if table == "decisioning_tasks" {
         bed.tasks(client, tasks).await;
         bed.journaled(client).await;
@@ -116,7 +126,7 @@ async fn rate(bed: &mut Bed, client: &Client, case: Case, clients: u32) -> (f64,
         fill(client, table, "task_", tasks).await;
     }
     let daemon: Option<Daemon> = match case {
-        Case::Bare | Case::Silent => None,
+        Case::Bare | Case::Nothing | Case::Narrow | Case::Silent => None,
         _ => Some(bed.daemon(&[]).await),
     };
     tidy(client).await;
@@ -125,7 +135,7 @@ async fn rate(bed: &mut Bed, client: &Client, case: Case, clients: u32) -> (f64,
         Case::Awake | Case::Long => drop(pgbench(bed, table, clients, WARM_UP_SECONDS).await),
         // As a daemon does that is awake.
         Case::Silent => client.batch_execute(SILENCE).await.unwrap(),
-        Case::Bare | Case::Notifying | Case::Asleep => {}
+        Case::Bare | Case::Nothing | Case::Narrow | Case::Notifying | Case::Asleep => {}
     }
     bed.receiver.forget();
     let rate = pgbench(bed, table, clients, seconds).await;
@@ -152,7 +162,8 @@ async fn pgbench(bed: &Bed, table: &str, clients: u32, seconds: u32) -> f64 {
 }
 
 const OTHER_TABLES: &str = include_str!("seller.sql");
-const AGAIN: &str = "TRUNCATE bare_tasks, noisy_tasks, noisy_outbox; ALTER SEQUENCE next_task RESTART";
+const AGAIN: &str = "TRUNCATE bare_tasks, calm_tasks, narrow_tasks, noisy_tasks, noisy_outbox; \
+                     ALTER SEQUENCE next_task RESTART";
 const SILENCE: &str = "SELECT pg_advisory_lock(8386110886190083180)";
 const UPDATE: &str = "UPDATE decisioning_tasks SET state = 'completed', updated_at = extract(epoch FROM clock_timestamp()), \
                       result = '{\"media_buy_id\": \"mb_12345\", \"packages\": [{\"package_id\": \"pkg_1\"}, {\"package_id\": \"pkg_2\"}]}' \
