@@ -4,15 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use taskbell::listener::Heard;
-use taskbell::outbox::{
-    Claim, Claimed, Lane, LeaseToken, Look, OutboxError, Room, RowId, SettledRows, Settlement,
-};
+use taskbell::outbox::{Claim, Claimed, Look, OutboxError, Room, SettledRows, Settlement};
 use taskbell::task::{CallbackUrl, UrlSchemes};
-use tokio::time::{Instant, sleep};
-use uuid::Uuid;
+use tokio::time::sleep;
 
 use super::support::properties::prepared;
-use super::support::unwired::{Fake, Unwired};
+use super::support::unwired::{Fake, Unwired, claim};
 use super::support::{TestDatabase, eventually};
 
 /// Rows that wait for one destination. Looks that go everywhere take long, so that they are seldom.
@@ -37,7 +34,7 @@ impl Fake for Queue {
         let first = *waiting;
         *waiting -= rows;
         Ok(Claimed {
-            claims: (0..rows).map(|n| claim(first - n)).collect(),
+            claims: (0..rows).map(|n| refused(first - n)).collect(),
             more: free > 0 && rows == free,
             ..Claimed::default()
         })
@@ -49,22 +46,9 @@ impl Fake for Queue {
 }
 
 /// One that ends at once: the guard refuses where it goes.
-fn claim(row: usize) -> Claim {
+fn refused(row: usize) -> Claim {
     let url = CallbackUrl::parse("https://127.0.0.1:1/", UrlSchemes::HttpsOnly).unwrap();
-    Claim {
-        row: RowId::native(row.try_into().unwrap()),
-        lease: LeaseToken(Uuid::new_v4()),
-        until: Instant::now() + Duration::from_secs(60),
-        task_id: format!("task_{row}"),
-        task_type: "create_media_buy".to_owned(),
-        lane: Lane("https://127.0.0.1:1".to_owned()),
-        attempt: 1,
-        since_first: Duration::ZERO,
-        horizon: Duration::from_secs(86_400),
-        owed_for: Duration::ZERO,
-        is_new: true,
-        prepared: Ok(prepared(url)),
-    }
+    claim(row, "https://127.0.0.1:1", Ok(prepared(url)))
 }
 
 #[tokio::test]

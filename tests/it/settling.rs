@@ -4,15 +4,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deadpool_postgres::PoolError;
-use taskbell::outbox::{Claim, Claimed, Lane, LeaseToken, OutboxError, Room, RowId, SettledRows, Settlement};
+use taskbell::outbox::{Claimed, OutboxError, Room, SettledRows, Settlement};
 use taskbell::webhook::Outcome;
 use tokio::time::{Instant, sleep};
-use uuid::Uuid;
 
-use super::support::unwired::{Fake, Unwired};
+use super::support::unwired::{Fake, Unwired, claim};
 
-/// Rows that end as soon as they are claimed: old news, for which nothing is sent.
+/// Rows that end as soon as they are claimed: as a rule old news, for which nothing is sent.
 struct OldNews {
+    outcome: fn() -> Outcome,
+    /// How long a settle takes.
+    takes: Duration,
     /// When each comes due, by the milliseconds.
     due: Vec<u64>,
     began: Instant,
@@ -27,7 +29,15 @@ struct OldNews {
 impl OldNews {
     fn due(due: impl IntoIterator<Item = u64>) -> Self {
         let (claimed, settles) = Default::default();
-        Self { due: due.into_iter().collect(), began: Instant::now(), claimed, settles, refused: None }
+        Self {
+            due: due.into_iter().collect(),
+            began: Instant::now(),
+            claimed,
+            settles,
+            refused: None,
+            takes: Duration::ZERO,
+            outcome: || Outcome::Superseded,
+        }
     }
 
     fn ms(&self) -> u64 {
@@ -56,10 +66,12 @@ impl Fake for OldNews {
         let (first, now) = (claimed.len(), self.ms());
         let many = self.due[first..].iter().take_while(|due| **due <= now).count();
         claimed.resize(first + many, now);
-        Ok(Claimed { claims: (first..first + many).map(claim).collect(), ..Claimed::default() })
+        let ended = |row| claim(row, "https://buyer.example:443", Err((self.outcome)()));
+        Ok(Claimed { claims: (first..first + many).map(ended).collect(), ..Claimed::default() })
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<SettledRows, OutboxError> {
+        sleep(self.takes).await;
         let rows: Vec<i64> = settlements.iter().map(|settlement| settlement.row.id).collect();
         if self.refused.is_some_and(|refused| rows.contains(&refused)) {
             let unwritten = settlements.iter().map(|settlement| settlement.row).collect();
@@ -68,23 +80,6 @@ impl Fake for OldNews {
         }
         self.settles.lock().unwrap().push((self.ms(), rows));
         Ok(SettledRows::default())
-    }
-}
-
-fn claim(row: usize) -> Claim {
-    Claim {
-        row: RowId::native(row.try_into().unwrap()),
-        lease: LeaseToken(Uuid::new_v4()),
-        until: Instant::now() + Duration::from_secs(60),
-        task_id: format!("task_{row}"),
-        task_type: "create_media_buy".to_owned(),
-        lane: Lane("https://buyer.example:443".to_owned()),
-        attempt: 1,
-        since_first: Duration::ZERO,
-        horizon: Duration::from_secs(86_400),
-        owed_for: Duration::ZERO,
-        is_new: true,
-        prepared: Err(Outcome::Superseded),
     }
 }
 
@@ -119,6 +114,18 @@ async fn nothing_that_has_ended_waits_longer_than_ten_milliseconds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn failures_wait_for_no_company() {
+    let failures =
+        OldNews { outcome: || Outcome::AddressRefused, ..OldNews::due(crowd(20).chain([124, 128])) };
+    let failures = Arc::new(failures);
+    let worker = Unwired::start(failures.clone());
+    sleep(Duration::from_millis(300)).await;
+    let waits = failures.waits();
+    worker.stop().await;
+    assert_eq!(waits, [0; 62]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_writes_at_once_what_waits_for_company() {
     let news = Arc::new(OldNews::due(crowd(20).chain((121..200).step_by(2))));
     let worker = Unwired::start(news.clone());
@@ -137,7 +144,8 @@ async fn a_stop_writes_at_once_what_waits_for_company() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_refused_beside_a_single_row_is_written_although_there_is_always_more() {
-    let news = Arc::new(OldNews { refused: Some(20), ..OldNews::due(crowd(3000)) });
+    let news =
+        Arc::new(OldNews { refused: Some(20), takes: Duration::from_millis(4), ..OldNews::due(crowd(3000)) });
     let worker = Unwired::start(news.clone());
     sleep(Duration::from_millis(3000)).await;
     let written: Vec<i64> = news.settles.lock().unwrap().iter().flat_map(|(_, rows)| rows.clone()).collect();

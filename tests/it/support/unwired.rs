@@ -7,13 +7,17 @@ use std::time::{Duration, SystemTime};
 use taskbell::daemon::database::tls_config;
 use taskbell::listener::{Connect, Doorbell, Ringer, wakes};
 use taskbell::metrics::TaskTypes;
-use taskbell::outbox::{Claimed, Entered, Outbox, OutboxError, Room, SettledRows, Settlement, Transition};
-use taskbell::webhook::{GuardPolicy, LegacyModes, Sender, SenderOptions, Signer};
+use taskbell::outbox::{
+    Claim, Claimed, Entered, Lane, LeaseToken, Outbox, OutboxError, Room, RowId, SettledRows, Settlement,
+    Transition,
+};
+use taskbell::webhook::{GuardPolicy, LegacyModes, Outcome, Prepared, Sender, SenderOptions, Signer};
 use taskbell::worker::{RetryPolicy, Worker, WorkerSettings, World};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::TestDatabase;
 use super::daemon::ring;
@@ -35,6 +39,24 @@ pub trait Fake: Send + Sync + 'static {
 
     fn next_due(&self) -> impl Future<Output = Result<Option<Duration>, OutboxError>> + Send {
         async { Ok(None) }
+    }
+}
+
+/// A first attempt at a row.
+pub fn claim(row: usize, lane: &str, prepared: Result<Prepared, Outcome>) -> Claim {
+    Claim {
+        row: RowId::native(row.try_into().unwrap()),
+        lease: LeaseToken(Uuid::new_v4()),
+        until: Instant::now() + Duration::from_secs(60),
+        task_id: format!("task_{row}"),
+        task_type: "create_media_buy".to_owned(),
+        lane: Lane(lane.to_owned()),
+        attempt: 1,
+        since_first: Duration::ZERO,
+        horizon: Duration::from_secs(86_400),
+        owed_for: Duration::ZERO,
+        is_new: true,
+        prepared,
     }
 }
 
