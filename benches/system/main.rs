@@ -76,7 +76,7 @@ fn main() {
             tables.push(latency::latency().await);
         }
         if wanted("seller") {
-            tables.push(seller::seller(3).await);
+            tables.push(seller::seller(3, clients()).await);
         }
         if wanted("history") {
             tables.push(conditions::history(5).await);
@@ -107,6 +107,11 @@ fn main() {
         }
         tables.iter().for_each(table::Table::print);
     });
+}
+
+/// How many sellers write at once; `BENCH_CLIENTS`, otherwise several numbers of them in turn.
+fn clients() -> Option<u32> {
+    std::env::var("BENCH_CLIENTS").ok().map(|clients| clients.parse().unwrap())
 }
 
 /// How long a transaction is held open; `BENCH_MINUTES`, ten of them otherwise.

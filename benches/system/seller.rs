@@ -62,7 +62,7 @@ impl Case {
     }
 }
 
-pub async fn seller(rounds: usize) -> Table {
+pub async fn seller(rounds: usize, only: Option<u32>) -> Table {
     let mut table = Table::new(
         "Seller: commits a second, one UPDATE each",
         &[
@@ -85,6 +85,9 @@ pub async fn seller(rounds: usize) -> Table {
         (4, &[Case::Bare, Case::Asleep]),
         (1, &[Case::Bare, Case::Silent, Case::Asleep]),
     ] {
+        if only.is_some_and(|only| only != clients) {
+            continue;
+        }
         let mut rates = vec![Vec::new(); cases.len()];
         let mut ratios = vec![Vec::new(); cases.len()];
         let mut deliveries = vec![Vec::new(); cases.len()];
