@@ -171,8 +171,8 @@ pub async fn run(
 pub fn sender(config: &Config) -> anyhow::Result<Sender> {
     let tls = tls_config(config.http_ca_file.as_deref()).context("http.ca_file")?;
     let options = SenderOptions {
-        // With fewer, most requests of a busy lane would pay for a handshake.
-        max_idle_per_host: config.per_lane.max(config.concurrency),
+        // As many as are in use, and as many that were: descriptors and memory have limits too.
+        max_connections: 2 * config.concurrency,
         user_agent: config.user_agent.clone(),
         ..SenderOptions::default()
     };

@@ -15,6 +15,7 @@ mod guard;
 mod key;
 mod sign;
 mod trace;
+mod connections;
 mod send;
 pub mod verify;
 

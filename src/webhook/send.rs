@@ -9,10 +9,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use reqwest::{Client, Response, redirect, retry};
+use reqwest::Response;
+use reqwest::header::{ACCEPT_ENCODING, CONNECTION, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use rustls::ClientConfig;
 
+use super::connections::{Connections, Recipe};
 use super::guard::ResolveError;
 use super::{FailureReason, GuardPolicy, Outcome, Prepared, Resolver, SignatureError, Signer, TraceContext};
 
@@ -20,15 +21,15 @@ use super::{FailureReason, GuardPolicy, Outcome, Prepared, Resolver, SignatureEr
 #[derive(Debug, Clone)]
 pub struct Sender {
     policy: Arc<GuardPolicy>,
-    client: Client,
+    connections: Arc<Connections>,
 }
 
 /// How a [`Sender`] connects.
 #[derive(Debug, Clone)]
 pub struct SenderOptions {
-    /// Idle connections kept for each host. Below the number of requests in flight to a host,
-    /// most of them pay for a new handshake.
-    pub max_idle_per_host: usize,
+    /// Connections in all, in use or idle; each takes some 30 KiB. Where more are in use than that, they are closed
+    /// after their requests. One that is idle is closed after 15 s, or for the sake of another destination.
+    pub max_connections: usize,
     /// DNS lookups at a time; each occupies a thread. A [`Resolver`] that is handed in has its own
     /// limit.
     pub max_lookups: usize,
@@ -39,7 +40,7 @@ pub struct SenderOptions {
 impl Default for SenderOptions {
     fn default() -> Self {
         Self {
-            max_idle_per_host: 64,
+            max_connections: 512,
             max_lookups: 64,
             user_agent: concat!("taskbell/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
@@ -65,21 +66,10 @@ impl Sender {
         options: &SenderOptions,
     ) -> Result<Self, SenderError> {
         let policy = Arc::clone(resolver.policy());
-        let client = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .dns_resolver(resolver)
-            .http1_only()
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .retry(retry::never())
-            .referer(false)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .pool_max_idle_per_host(options.max_idle_per_host)
-            .user_agent(&options.user_agent)
-            .build()
-            .map_err(|error| SenderError(error.without_url()))?;
-        Ok(Self { policy, client })
+        let recipe = Recipe { tls, resolver, user_agent: options.user_agent.clone() };
+        let connections = Connections::new(recipe, options.max_connections);
+        let connections = connections.map_err(|error| SenderError(error.without_url()))?;
+        Ok(Self { policy, connections: Arc::new(connections) })
     }
 
     /// Makes one attempt, as this span of its trace. `now` is when it is signed; `deadline` bounds everything, from the
@@ -101,7 +91,11 @@ impl Sender {
             Err(outcome) => return outcome,
         };
         let deadline = tokio::time::Instant::now() + deadline;
-        let request = self.client.post(target.url().clone()).headers(headers);
+        let connection = self.connections.lend(target.url());
+        let mut request = connection.client.post(target.url().clone()).headers(headers);
+        if connection.is_last {
+            request = request.header(CONNECTION, "close");
+        }
         let request = request.header(TRACEPARENT, trace.traceparent());
         let request = request.header(ACCEPT_ENCODING, "identity").body(prepared.body.clone());
         match tokio::time::timeout_at(deadline, request.send()).await {
@@ -197,13 +191,6 @@ const RESETS: [io::ErrorKind; 4] = [
     io::ErrorKind::BrokenPipe,
     io::ErrorKind::UnexpectedEof,
 ];
-
-/// DNS, TCP and TLS together (AdCP webhooks, "Timeouts").
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Shorter than most servers keep an idle connection: one that closes it at the moment of reuse
-/// costs the attempt.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// As the AdCP Python SDK; nothing of it is kept.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;

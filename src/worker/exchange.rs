@@ -44,7 +44,7 @@ pub(super) struct Exchange {
     /// How large a body of the last claims was.
     body: usize,
     /// The last claim brought all that it had room for: more is waiting.
-    more: bool,
+    pub(super) more: bool,
     /// The same of the last claim that looked everywhere.
     pub(super) more_elsewhere: bool,
     /// The last claim found nothing at some place for which the bell had rung.
@@ -191,7 +191,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             |bytes: usize| (2 * bytes).checked_div(self.exchange.body).map_or(BATCH, |rows| rows.max(1));
         Room {
             rows: self.free_slots().min(BATCH).min(enough(bytes)),
-            per_lane: self.settings.per_lane,
+            per_lane: self.share.seats(),
             at_a_lane: enough(self.lane_share()),
             bytes,
             bytes_per_lane: self.lane_share(),
@@ -235,17 +235,22 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 oldest = first.map(|claim| claim.owed_for).max().unwrap_or_default();
                 let fault = claimed.fault.take();
                 let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
-                self.exchange.brought = claimed.claims.len().max(claimed.transitions.len());
+                let rows = claimed.claims.len();
+                self.exchange.brought = rows.max(claimed.transitions.len());
                 let bytes: usize = claimed.claims.iter().map(|claim| claim.weight(self.lane_share())).sum();
-                if let Some(body) = bytes.checked_div(claimed.claims.len()) {
+                if let Some(body) = bytes.checked_div(rows) {
                     self.exchange.body = body;
                 }
                 self.exchange.more = self.exchange.room > 0
-                    && (claimed.claims.len() >= self.exchange.room || bytes >= self.exchange.room_bytes);
+                    && (rows >= self.exchange.room || bytes >= self.exchange.room_bytes);
                 if matches!(look, Look::Whole | Look::Wide) {
                     self.exchange.more_elsewhere = self.exchange.more;
                 }
                 self.start(claimed);
+                let is_short =
+                    self.exchange.more || self.exchange.more_elsewhere || 2 * rows > self.exchange.room;
+                // Lanes that were full are not any more.
+                self.exchange.freed |= self.share.adapt(is_short, self.attempts.len());
                 (found, fault)
             }
             Err(error) => (false, Some(error)),

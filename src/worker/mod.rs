@@ -9,6 +9,7 @@
 mod exchange;
 mod sleep;
 mod settling;
+mod share;
 mod courtesy;
 mod attempt;
 mod judge;
@@ -38,6 +39,7 @@ use egress::Egress;
 use exchange::{Exchange, answered};
 use observe::Left;
 use settling::Bell;
+use share::Share;
 use sleep::{Pace, Phase};
 
 pub use attempt::World;
@@ -86,6 +88,7 @@ pub struct Worker<O, W> {
     finished: Vec<Settled>,
     egress: Egress,
     courtesy: Courtesy,
+    share: Share,
     /// Until when we look at nothing, for the sellers' sake.
     rests_until: Instant,
     exchange: Exchange,
@@ -94,6 +97,8 @@ pub struct Worker<O, W> {
     next_look: Instant,
     /// When we may look everywhere.
     next_wide: Instant,
+    /// The same where what is known does not suffice.
+    wide_again: Instant,
     /// When we may look at everything, which others' transactions can make long.
     next_whole: Instant,
     /// What the bell rang for while we were not awake.
@@ -130,7 +135,6 @@ impl<O: Outbox, W: World> Worker<O, W> {
             means: Arc::new(Means { sender, signer, world, policy, deadline }),
             doorbell,
             wakes,
-            settings,
             attempts: JoinSet::new(),
             in_flight: HashMap::new(),
             payload: 0,
@@ -139,12 +143,14 @@ impl<O: Outbox, W: World> Worker<O, W> {
             finished: Vec::new(),
             egress: Egress::default(),
             courtesy: Courtesy::default(),
+            share: Share::of(settings.concurrency, settings.per_lane),
             rests_until: Instant::now(),
             exchange: Exchange::default(),
             bell: Bell::default(),
             left: Left::default(),
             next_look: Instant::now(),
             next_wide: Instant::now(),
+            wide_again: Instant::now(),
             next_whole: Instant::now(),
             heard: Heard::default(),
             next_question: None,
@@ -157,6 +163,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             last_busy: Instant::now(),
             pace: Pace::default(),
             alarm: ("safety_poll", Instant::now()),
+            settings,
         }
     }
 
@@ -236,6 +243,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             if claim.is_new {
                 histogram!(names::DELIVERY_LAG).record(claim.owed_for);
             }
+            self.share.serve(&claim.lane);
             let weight = claim.weight(self.lane_share());
             let ticket = Ticket::of(&claim);
             let Claim { row, lane, task_id, attempt: number, prepared, .. } = claim;
@@ -283,7 +291,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         self.retries -= usize::from(ticket.attempt > 1);
         let share = self.lane_share();
         if let Some(held) = self.in_flight.get_mut(&lane) {
-            self.exchange.freed |= held.fills(self.settings.per_lane, share);
+            self.exchange.freed |= held.fills(self.share.seats(), share);
             held.rows -= 1;
             held.bytes -= weight;
             if held.rows == 0 {

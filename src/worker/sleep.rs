@@ -125,7 +125,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 // Which leaves out what made that long.
                 self.next_wide = now + MIN_WIDE_PAUSE;
             }
-            Look::Wide => self.next_wide = now + rest.min(MAX_WIDE_PAUSE),
+            Look::Wide => {
+                self.next_wide = now + rest.min(MAX_WIDE_PAUSE);
+                self.wide_again = now + took;
+            }
             Look::Quick | Look::At { .. } => {}
         }
     }
@@ -153,6 +156,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 }
                 Phase::Asleep { .. } | Phase::Settling { .. } if by_bell => self.next_look.min(now + CALM),
                 Phase::Asleep { .. } => now + CALM,
+                // What is known does not fill the slots.
+                Phase::Awake
+                    if *look == Look::Quick && self.exchange.more_elsewhere && !self.exchange.more =>
+                {
+                    self.next_wide = self.next_wide.min(self.wide_again);
+                    now
+                }
                 // Rows may already wait behind the ones just taken.
                 _ if self.attempts.len() < self.settings.concurrency => now,
                 _ => now + self.settings.safety_poll,

@@ -228,7 +228,7 @@ impl Places {
 /// Where no row came from for so long, quick claims do not look any more.
 const LATELY: Duration = Duration::from_secs(5);
 /// Places that one claim visits: about a millisecond of index look-ups.
-const MAX_VISIT: usize = 150;
+const MAX_VISIT: usize = 192;
 /// Places that one statement of a walk visits at most: a few microseconds of index look-ups each.
 pub(super) const MAX_PLACES: usize = 256;
 /// A walk that takes the database so long, beside taking rows, has read past too much.
