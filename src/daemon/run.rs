@@ -171,8 +171,8 @@ pub async fn run(
 pub fn sender(config: &Config) -> anyhow::Result<Sender> {
     let tls = tls_config(config.http_ca_file.as_deref()).context("http.ca_file")?;
     let options = SenderOptions {
-        // As many as are in use, and as many that were: descriptors and memory have limits too.
-        max_connections: 2 * config.concurrency,
+        // Those in use, and a third of as many that were: descriptors and memory have limits too.
+        max_connections: config.concurrency + config.concurrency / 3,
         user_agent: config.user_agent.clone(),
         ..SenderOptions::default()
     };

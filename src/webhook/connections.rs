@@ -67,8 +67,10 @@ struct Open {
 struct Destination {
     client: Client,
     in_flight: usize,
-    /// As many as were in flight at once.
+    /// As many as were in flight at once, but for those that are known to be closed.
     connections: usize,
+    /// When so many were in use.
+    all_used: Instant,
     /// Its key among the idle ones.
     idle: Option<u64>,
 }
@@ -90,7 +92,7 @@ impl Connections {
         drop(open);
         // Whoever drops a client closes connections: not under the lock.
         drop(left);
-        Loan { of: self, at, client, is_last }
+        Loan { of: self, at, client, is_last, is_open: false }
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -108,23 +110,33 @@ impl Open {
             client: client(),
             in_flight: 0,
             connections: 0,
+            all_used: Instant::now(),
             idle: None,
         });
         if let Some(idle) = destination.idle.take() {
             self.idle.remove(&idle);
         }
         destination.in_flight += 1;
+        if destination.all_used.elapsed() > CLOSED_AFTER {
+            // Those that were not needed have been closed.
+            self.connections -= destination.connections;
+            destination.connections = destination.in_flight - 1;
+            self.connections += destination.connections;
+        }
         if destination.in_flight > destination.connections {
             destination.connections += 1;
             self.connections += 1;
         }
+        if destination.in_flight == destination.connections {
+            destination.all_used = Instant::now();
+        }
         (at, destination.client.clone())
     }
 
-    fn end(&mut self, at: &Arc<str>, is_closed: bool) {
+    fn end(&mut self, at: &Arc<str>, is_open: bool) {
         let Some(destination) = self.destinations.get_mut(at) else { return };
         destination.in_flight -= 1;
-        if is_closed {
+        if !is_open {
             destination.connections -= 1;
             self.connections -= 1;
         }
@@ -138,7 +150,7 @@ impl Open {
     /// Destinations whose connections have been closed by now.
     fn expired(&mut self) -> Vec<Destination> {
         let mut expired = Vec::new();
-        while self.idle.first_key_value().is_some_and(|(_, (_, since))| since.elapsed() > IDLE_TIMEOUT) {
+        while self.idle.first_key_value().is_some_and(|(_, (_, since))| since.elapsed() > CLOSED_AFTER) {
             expired.extend(self.forget_first());
         }
         expired
@@ -168,12 +180,21 @@ pub(super) struct Loan<'a> {
     pub(super) client: Client,
     /// Whether the connection is to be closed after it: there are too many, all of them of destinations in use.
     pub(super) is_last: bool,
+    /// Whether it stays open after that.
+    is_open: bool,
+}
+
+impl Loan<'_> {
+    /// The answer has been read to its end, and says nothing against using the connection again.
+    pub(super) fn returned(&mut self) {
+        self.is_open = !self.is_last;
+    }
 }
 
 impl Drop for Loan<'_> {
     fn drop(&mut self) {
         let mut open = self.of.open();
-        open.end(&self.at, self.is_last);
+        open.end(&self.at, self.is_open);
         let left = open.excess(self.of.most);
         drop(open);
         drop(left);
@@ -186,6 +207,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Shorter than most servers keep an idle connection: one that closes it at the moment of reuse
 /// costs the attempt.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The client looks for idle connections that often.
+const CLOSED_AFTER: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
@@ -215,23 +239,32 @@ mod tests {
         }
     }
 
+    /// A request that is answered.
+    fn answered(connections: &Connections, n: usize) {
+        connections.lend(&url(n)).returned();
+    }
+
     #[tokio::test]
     async fn a_destination_counts_for_what_was_in_flight_at_once() {
         let connections = connections(10);
-        let (first, second) = (connections.lend(&url(1)), connections.lend(&url(1)));
+        let (mut first, mut second) = (connections.lend(&url(1)), connections.lend(&url(1)));
         assert_eq!(connections.held(), (1, 2));
+        first.returned();
+        second.returned();
         drop((first, second));
-        drop(connections.lend(&url(1)));
+        answered(&connections, 1);
         assert_eq!(connections.held(), (1, 2), "they are used again");
-        drop(connections.lend(&"https://1.example:8443/hook".parse().unwrap()));
+        connections.lend(&"https://1.example:8443/hook".parse().unwrap()).returned();
         assert_eq!(connections.held(), (2, 3), "another port is another destination");
+        drop(connections.lend(&url(1)));
+        assert_eq!(connections.held(), (2, 2), "one that was not answered is closed");
     }
 
     #[tokio::test]
     async fn whoever_was_idle_for_longest_goes_first() {
         let connections = connections(3);
         for n in [1, 2, 3, 1] {
-            drop(connections.lend(&url(n)));
+            answered(&connections, n);
         }
         assert_eq!(connections.held(), (3, 3));
         let fourth = connections.lend(&url(4));
@@ -246,14 +279,18 @@ mod tests {
     #[tokio::test]
     async fn where_all_are_in_use_the_next_one_is_closed_after_its_request() {
         let connections = connections(2);
-        let (first, second) = (connections.lend(&url(1)), connections.lend(&url(2)));
-        let (third, again) = (connections.lend(&url(3)), connections.lend(&url(1)));
+        let (mut first, mut second) = (connections.lend(&url(1)), connections.lend(&url(2)));
+        let (mut third, mut again) = (connections.lend(&url(3)), connections.lend(&url(1)));
         assert!(!first.is_last && !second.is_last && third.is_last && again.is_last);
         assert_eq!(connections.held(), (3, 4));
+        again.returned();
         drop(again);
         assert_eq!(connections.held(), (3, 3));
+        third.returned();
         drop(third);
         assert_eq!(connections.held(), (3, 2));
+        first.returned();
+        second.returned();
         drop((first, second));
         assert_eq!(connections.held(), (3, 2));
         assert!(!connections.lend(&url(1)).is_last);
@@ -262,11 +299,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_idle_for_long_is_forgotten() {
         let connections = connections(10);
-        drop(connections.lend(&url(1)));
+        answered(&connections, 1);
         let second = connections.lend(&url(2));
-        tokio::time::advance(2 * IDLE_TIMEOUT).await;
-        drop(connections.lend(&url(3)));
-        assert_eq!(connections.held(), (2, 2), "only what has nothing in flight");
+        let mut others: Vec<_> = (0..3).map(|_| connections.lend(&url(2))).collect();
+        others.iter_mut().for_each(Loan::returned);
+        drop(others);
+        tokio::time::advance(2 * CLOSED_AFTER).await;
+        answered(&connections, 3);
+        assert_eq!(connections.held(), (2, 5), "what has something in flight is known");
+        answered(&connections, 2);
+        assert_eq!(connections.held(), (2, 3), "but not what it had once");
         drop(second);
+        assert_eq!(connections.held(), (2, 2));
     }
 }

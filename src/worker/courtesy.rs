@@ -15,16 +15,32 @@ pub(super) struct Courtesy {
     mark: Option<(Instant, i64)>,
     /// Changes a second.
     pace: f64,
-    /// What a look takes at best.
-    quickest: Option<Duration>,
+    /// What a look takes at best: one at places that are known, and one that walks.
+    quickest: [Option<Duration>; 2],
     /// What a row takes at best where there are many, the way to the database included.
     quickest_row: Option<Duration>,
+    /// How long the oldest webhook had waited that was claimed lately, and when that was.
+    oldest: Option<(Instant, Duration)>,
+}
+
+/// What a look visits, apart from the rows that it brings.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Quick,
+    Walk,
 }
 
 impl Courtesy {
     /// How long to rest after a look that took so long and brought so many rows, when so many changes have been
     /// recorded in all.
-    pub(super) fn rest(&mut self, now: Instant, took: Duration, rows: usize, recorded: i64) -> Duration {
+    pub(super) fn rest(
+        &mut self,
+        now: Instant,
+        kind: Kind,
+        took: Duration,
+        rows: usize,
+        recorded: i64,
+    ) -> Duration {
         let (since, before) = *self.mark.get_or_insert((now, recorded));
         let elapsed = now - since;
         if elapsed >= MEASURED_OVER {
@@ -32,14 +48,26 @@ impl Courtesy {
             self.pace = f64::from(more) / elapsed.as_secs_f64();
             self.mark = Some((now, recorded));
         }
-        let usual = self.usual(took, u32::try_from(rows).unwrap_or(u32::MAX));
+        let usual = self.usual(kind, took, u32::try_from(rows).unwrap_or(u32::MAX));
         let queue = took > usual.mul_f64(SLOWER);
         if self.pace >= BUSY && queue { (took * TIMES).min(MAX_REST) } else { Duration::ZERO }
     }
 
-    /// What a look that brings so many rows takes at best, this one included.
-    fn usual(&mut self, took: Duration, rows: u32) -> Duration {
-        let quickest = best(&mut self.quickest, took);
+    /// How long the oldest has waited, as far as looks have shown it lately: some bring nothing, or what is young.
+    pub(super) fn waited(&mut self, now: Instant, oldest: Option<Duration>) -> Duration {
+        let seen = self.oldest.filter(|(at, _)| now - *at < LATELY);
+        if let Some(oldest) = oldest
+            && seen.is_none_or(|(_, seen)| oldest >= seen)
+        {
+            self.oldest = Some((now, oldest));
+            return oldest;
+        }
+        seen.map_or(Duration::ZERO, |(_, oldest)| oldest)
+    }
+
+    /// What such a look that brings so many rows takes at best, this one included.
+    fn usual(&mut self, kind: Kind, took: Duration, rows: u32) -> Duration {
+        let quickest = best(&mut self.quickest[kind as usize], took);
         if rows >= MANY {
             best(&mut self.quickest_row, took / rows);
         }
@@ -63,6 +91,8 @@ const SLOWER: f64 = 1.5;
 const MANY: u32 = 32;
 /// What a row takes on an idle database is 20 to 50 µs. More is a queue, also for who has never seen it without one.
 const A_ROW: Duration = Duration::from_micros(70);
+/// Longer than a rest.
+const LATELY: Duration = Duration::from_secs(2);
 const FORGETS: f64 = 1.001;
 /// Rest for work: of what we could take, sellers keep ten parts of eleven.
 const TIMES: u32 = 10;
@@ -91,7 +121,7 @@ mod tests {
             for _ in 0..10 {
                 self.now += 100 * MS;
                 self.recorded += pace / 10;
-                rest = self.courtesy.rest(self.now, took, rows, self.recorded);
+                rest = self.courtesy.rest(self.now, Kind::Quick, took, rows, self.recorded);
             }
             rest
         }
@@ -126,6 +156,29 @@ mod tests {
         assert_eq!(scene.rest(MS, 0, 8000), Duration::ZERO);
         assert_eq!(scene.rest(7 * MS, 192, 8000), Duration::ZERO);
         assert_eq!(scene.rest(10 * MS, 192, 8000), 100 * MS);
+    }
+
+    #[test]
+    fn a_walk_takes_longer_than_a_look_at_what_is_known() {
+        let mut scene = Scene::new();
+        scene.rest(MS, 0, 8000);
+        for _ in 0..3 {
+            scene.now += 100 * MS;
+            scene.recorded += 800;
+            let rest = scene.courtesy.rest(scene.now, Kind::Walk, 4 * MS, 0, scene.recorded);
+            assert_eq!(rest, Duration::ZERO);
+        }
+        assert_eq!(scene.rest(4 * MS, 0, 8000), 40 * MS);
+    }
+
+    #[test]
+    fn what_has_waited_is_remembered_where_a_look_brings_nothing_of_it() {
+        let (mut courtesy, now, second) = (Courtesy::default(), Instant::now(), 1000 * MS);
+        assert_eq!(courtesy.waited(now, None), Duration::ZERO);
+        assert_eq!(courtesy.waited(now, Some(15 * second)), 15 * second);
+        assert_eq!(courtesy.waited(now + second, None), 15 * second);
+        assert_eq!(courtesy.waited(now + second, Some(second)), 15 * second);
+        assert_eq!(courtesy.waited(now + 3 * second, Some(second)), second, "nothing so old has come since");
     }
 
     #[test]

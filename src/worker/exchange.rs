@@ -10,6 +10,8 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use super::attempt::{Settled, World, Writing};
+use super::courtesy::Kind;
+use super::share::Filled;
 use super::sleep::{Asked, CALM, Phase};
 use super::{OUTAGE_PAUSE, Worker, chain};
 use crate::metrics as names;
@@ -222,7 +224,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Starts what a claim has brought, and decides when to look next.
     pub(super) fn claimed(&mut self, since: Instant, answer: Result<Claimed, OutboxError>) {
         let look = std::mem::replace(&mut self.exchange.look, Look::Whole);
-        let (mut recorded, mut oldest) = (None, Duration::ZERO);
+        let (mut recorded, mut oldest) = (None, None);
         let (found, fault) = match answer {
             Ok(mut claimed) => {
                 recorded = claimed.recorded;
@@ -232,7 +234,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 // What ended meanwhile did so at a lane that was not yet full.
                 self.exchange.freed |= claimed.more && self.exchange.ended;
                 let first = claimed.claims.iter().filter(|claim| claim.attempt == 1);
-                oldest = first.map(|claim| claim.owed_for).max().unwrap_or_default();
+                oldest = first.map(|claim| claim.owed_for).max();
                 let fault = claimed.fault.take();
                 let found = !claimed.transitions.is_empty() || !claimed.claims.is_empty();
                 let rows = claimed.claims.len();
@@ -243,14 +245,15 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 }
                 self.exchange.more = self.exchange.room > 0
                     && (rows >= self.exchange.room || bytes >= self.exchange.room_bytes);
-                if matches!(look, Look::Whole | Look::Wide) {
+                if self.exchange.room > 0 && matches!(look, Look::Whole | Look::Wide) {
                     self.exchange.more_elsewhere = self.exchange.more;
                 }
                 self.start(claimed);
-                let is_short =
-                    self.exchange.more || self.exchange.more_elsewhere || 2 * rows > self.exchange.room;
-                // Lanes that were full are not any more.
-                self.exchange.freed |= self.share.adapt(is_short, self.attempts.len());
+                if self.share.adapt(self.filled(rows), self.attempts.len()) {
+                    // Lanes that were full are not any more.
+                    self.exchange.freed = true;
+                    self.exchange.again = true;
+                }
                 (found, fault)
             }
             Err(error) => (false, Some(error)),
@@ -266,7 +269,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let took = since.elapsed();
         tracing::trace!(?look, brought = self.exchange.brought, ?took, "looked");
         self.next_look = self.after(&look, found, took);
-        self.rest(took, recorded, oldest);
+        self.rest(&look, took, recorded, oldest);
         if std::mem::take(&mut self.exchange.again) {
             self.next_look = Instant::now();
         }
@@ -281,12 +284,24 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
     }
 
+    /// How much of its room the last claim has brought.
+    fn filled(&self, rows: usize) -> Filled {
+        match self.exchange.room {
+            0 => Filled::Most,
+            _ if self.exchange.more || self.exchange.more_elsewhere => Filled::All,
+            room if 2 * rows > room => Filled::Most,
+            _ => Filled::Little,
+        }
+    }
+
     /// Rests after a look, if sellers need the database more than we do.
-    fn rest(&mut self, took: Duration, recorded: Option<i64>, oldest: Duration) {
+    fn rest(&mut self, look: &Look, took: Duration, recorded: Option<i64>, oldest: Option<Duration>) {
         let Some(recorded) = recorded else { return };
         let now = Instant::now();
-        let rest = self.courtesy.rest(now, took, self.exchange.brought, recorded);
-        if rest > Duration::ZERO && self.phase == Phase::Awake && oldest < self.settings.yield_for {
+        let look = if *look == Look::Quick { Kind::Quick } else { Kind::Walk };
+        let rest = self.courtesy.rest(now, look, took, self.exchange.brought, recorded);
+        let waited = self.courtesy.waited(now, oldest);
+        if rest > Duration::ZERO && self.phase == Phase::Awake && waited < self.settings.yield_for {
             counter!(names::RESTS).increment(1);
             self.rests_until = now + rest;
         }

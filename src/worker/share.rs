@@ -45,38 +45,53 @@ impl Share {
         }
     }
 
-    /// A claim is done: whether slots are short, for it brought most of what there was room for, and how many are in
-    /// use. True where lanes may have more from now on.
-    pub(super) fn adapt(&mut self, is_short: bool, in_use: usize) -> bool {
+    /// A claim is done: how it went, and how many slots are in use. True where lanes may have more from now on.
+    pub(super) fn adapt(&mut self, claim: Filled, in_use: usize) -> bool {
         let now = Instant::now();
-        if is_short || self.lanes.len() > self.slots {
+        if claim != Filled::Little || self.lanes.len() > self.slots {
             self.lanes.retain(|_, served| now - *served < LATELY);
         }
-        if is_short {
-            self.slack = 0;
-            if now >= self.not_before {
-                self.seats = self.seats.min(self.slots.div_ceil(self.lanes.len().max(1)));
+        let (before, fair) = (self.seats, self.per_lane.min(self.slots.div_ceil(self.lanes.len().max(1))));
+        match claim {
+            Filled::All if 2 * in_use >= self.slots => {
+                self.slack = 0;
+                if fair > self.seats || now >= self.not_before {
+                    self.seats = fair;
+                }
             }
-            return false;
+            Filled::Little if in_use < self.slots && self.seats < self.per_lane => {
+                self.slack += 1;
+                if self.slack == SLACK {
+                    self.slack = 0;
+                    self.seats = (2 * self.seats).min(self.per_lane);
+                    self.not_before = now + AGAIN;
+                }
+            }
+            _ => {
+                self.slack = 0;
+                self.seats = self.seats.max(fair);
+            }
         }
-        if self.seats == self.per_lane || in_use >= self.slots / 2 {
-            return false;
-        }
-        self.slack += 1;
-        if self.slack < SLACK {
-            return false;
-        }
-        self.slack = 0;
-        self.seats = (2 * self.seats).min(self.per_lane);
-        self.not_before = now + LATELY;
-        true
+        self.seats > before
     }
 }
 
-/// Lanes that were served within this time share the slots.
-const LATELY: Duration = Duration::from_secs(1);
-/// The last claim of a walk comes to the end of the index, and the next one begins anew.
+/// How much of its room a claim has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Filled {
+    /// All, or the last walk did: more is waiting.
+    All,
+    Most,
+    /// Half of it at most.
+    Little,
+}
+
+/// Lanes that were served within this time share the slots: longer than most receivers take to answer.
+const LATELY: Duration = Duration::from_secs(10);
+/// So many claims in a row that leave slots free: the last one of a walk does so anyway, at the end of the index.
 const SLACK: usize = 3;
+/// After more seats were given, before there are fewer.
+const AGAIN: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -88,13 +103,18 @@ mod tests {
         }
     }
 
+    /// 384 slots, eight of them at most for each of so many lanes that wait.
+    fn shared_by(lanes: usize) -> Share {
+        let mut share = Share::of(384, 8);
+        serve(&mut share, lanes);
+        assert!(!share.adapt(Filled::All, 384));
+        share
+    }
+
     #[tokio::test(start_paused = true)]
     async fn many_destinations_get_a_seat_each_and_few_get_all_they_may_have() {
         for (lanes, seats) in [(1, 8), (10, 8), (50, 8), (100, 4), (150, 3), (384, 1), (5000, 1)] {
-            let mut share = Share::of(384, 8);
-            serve(&mut share, lanes);
-            assert!(!share.adapt(true, 384));
-            assert_eq!(share.seats(), seats, "{lanes}");
+            assert_eq!(shared_by(lanes).seats(), seats, "{lanes}");
         }
     }
 
@@ -102,28 +122,40 @@ mod tests {
     async fn while_slots_are_free_each_may_have_what_it_wants() {
         let mut share = Share::of(384, 8);
         serve(&mut share, 500);
-        assert!(!share.adapt(false, 20));
+        assert!(!share.adapt(Filled::Little, 20));
+        assert!(!share.adapt(Filled::All, 20), "bytes are short, not slots");
         assert_eq!(share.seats(), 8, "500 with a webhook now and then");
-        share.adapt(true, 384);
-        assert!(!share.adapt(false, 200), "half of them are in use");
-        share.adapt(false, 20);
-        share.adapt(false, 20);
-        share.adapt(true, 384);
-        share.adapt(false, 20);
-        share.adapt(false, 20);
-        assert_eq!(share.seats(), 1, "not so often in a row");
-        share.adapt(true, 384);
-        // Most of them had no more than that.
-        let raised: Vec<bool> = (0..9).map(|_| share.adapt(false, 20)).collect();
+        share.adapt(Filled::All, 384);
+        assert_eq!(share.seats(), 1);
+        for filled in [Filled::Little, Filled::Little, Filled::Most, Filled::Little, Filled::Little] {
+            assert!(!share.adapt(filled, 300), "not so often in a row");
+        }
+        share.adapt(Filled::All, 384);
+        // Most of them had no more than that; hanging attempts hold many of the slots.
+        let raised: Vec<bool> = (0..9).map(|_| share.adapt(Filled::Little, 300)).collect();
         assert_eq!(raised, [false, false, true, false, false, true, false, false, true]);
         assert_eq!(share.seats(), 8);
-        share.adapt(true, 384);
+        share.adapt(Filled::All, 384);
         assert_eq!(share.seats(), 8, "it has just been tried");
-        tokio::time::advance(LATELY).await;
-        share.adapt(true, 384);
-        assert_eq!(share.seats(), 8, "nobody was served lately");
-        serve(&mut share, 500);
-        share.adapt(true, 384);
+        tokio::time::advance(AGAIN).await;
+        share.adapt(Filled::All, 384);
         assert_eq!(share.seats(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_remain_share_what_others_leave() {
+        for (filled, in_use) in [(Filled::All, 384), (Filled::Most, 100)] {
+            let mut share = shared_by(500);
+            assert_eq!(share.seats(), 1);
+            tokio::time::advance(LATELY).await;
+            serve(&mut share, 100);
+            assert!(share.adapt(filled, in_use));
+            assert_eq!(share.seats(), 4);
+        }
+        // 48 of a hundred are left, and take as long as a second.
+        let mut share = shared_by(100);
+        assert_eq!(share.seats(), 4);
+        assert!((0..3).any(|_| share.adapt(Filled::Little, 48 * 4)));
+        assert_eq!(share.seats(), 8);
     }
 }

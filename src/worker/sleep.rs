@@ -124,6 +124,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 self.next_whole = now + rest.min(MAX_WHOLE_PAUSE);
                 // Which leaves out what made that long.
                 self.next_wide = now + MIN_WIDE_PAUSE;
+                self.wide_again = self.next_wide;
             }
             Look::Wide => {
                 self.next_wide = now + rest.min(MAX_WIDE_PAUSE);
@@ -158,7 +159,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 Phase::Asleep { .. } => now + CALM,
                 // What is known does not fill the slots.
                 Phase::Awake
-                    if *look == Look::Quick && self.exchange.more_elsewhere && !self.exchange.more =>
+                    if *look == Look::Quick
+                        && self.exchange.more_elsewhere
+                        && !self.exchange.more
+                        && self.attempts.len() < self.settings.concurrency =>
                 {
                     self.next_wide = self.next_wide.min(self.wide_again);
                     now
