@@ -13,8 +13,8 @@ use tokio::time::Instant;
 pub(super) struct Courtesy {
     /// How many changes had been recorded, and when.
     mark: Option<(Instant, i64)>,
-    /// Changes a second.
-    pace: f64,
+    /// Changes a second, and before that: many that are committed at once are no pace.
+    pace: [f64; 2],
     /// What a look takes at best: one at places that are known, and one that walks.
     quickest: [Option<Duration>; 2],
     /// What a row takes at best where there are many, the way to the database included.
@@ -45,12 +45,16 @@ impl Courtesy {
         let elapsed = now - since;
         if elapsed >= MEASURED_OVER {
             let more = u32::try_from(recorded - before).unwrap_or_default();
-            self.pace = f64::from(more) / elapsed.as_secs_f64();
+            self.pace = [f64::from(more) / elapsed.as_secs_f64(), self.pace[0]];
             self.mark = Some((now, recorded));
         }
         let usual = self.usual(kind, took, u32::try_from(rows).unwrap_or(u32::MAX));
         let queue = took > usual.mul_f64(SLOWER);
-        if self.pace >= BUSY && queue { (took * TIMES).min(MAX_REST) } else { Duration::ZERO }
+        if self.pace.iter().all(|pace| *pace >= BUSY) && queue {
+            (took * TIMES).min(MAX_REST)
+        } else {
+            Duration::ZERO
+        }
     }
 
     /// How long the oldest has waited, as far as looks have shown it lately: some bring nothing, or what is young.
@@ -156,6 +160,18 @@ mod tests {
         assert_eq!(scene.rest(MS, 0, 8000), Duration::ZERO);
         assert_eq!(scene.rest(7 * MS, 192, 8000), Duration::ZERO);
         assert_eq!(scene.rest(10 * MS, 192, 8000), 100 * MS);
+    }
+
+    #[test]
+    fn many_changes_in_one_transaction_are_no_pace() {
+        let mut scene = Scene::new();
+        scene.rest(MS, 0, 0);
+        scene.recorded += 50_000;
+        for _ in 0..3 {
+            scene.now += 100 * MS;
+            let rest = scene.courtesy.rest(scene.now, Kind::Quick, 20 * MS, 0, scene.recorded);
+            assert_eq!(rest, Duration::ZERO);
+        }
     }
 
     #[test]
