@@ -5,7 +5,7 @@
 //! descriptors that a service may have unless it is told otherwise. So each destination has a client of its own, and
 //! where there are too many connections the destination that has been idle for longest loses its client, and with it
 //! what is open there. The client tells nobody what it opens: a destination counts for as many connections as
-//! requests were in flight there at once.
+//! requests were in flight there at once, without those that are known to be closed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -4,12 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use taskbell::listener::Heard;
-use taskbell::outbox::{Claim, Claimed, Look, OutboxError, Room, SettledRows, Settlement};
-use taskbell::task::{CallbackUrl, UrlSchemes};
+use taskbell::outbox::{Claimed, Look, OutboxError, Room, SettledRows, Settlement};
 use tokio::time::sleep;
 
-use super::support::properties::prepared;
-use super::support::unwired::{Fake, Unwired, claim};
+use super::support::unwired::{Fake, Unwired, refused};
 use super::support::{TestDatabase, eventually};
 
 /// Rows that wait for one destination. Looks that go everywhere take long, so that they are seldom.
@@ -34,7 +32,7 @@ impl Fake for Queue {
         let first = *waiting;
         *waiting -= rows;
         Ok(Claimed {
-            claims: (0..rows).map(|n| refused(first - n)).collect(),
+            claims: (0..rows).map(|n| refused(first - n, "https://127.0.0.1:1")).collect(),
             more: free > 0 && rows == free,
             ..Claimed::default()
         })
@@ -43,12 +41,6 @@ impl Fake for Queue {
     async fn settle(&self, _: &[Settlement]) -> Result<SettledRows, OutboxError> {
         Ok(SettledRows::default())
     }
-}
-
-/// One that ends at once: the guard refuses where it goes.
-fn refused(row: usize) -> Claim {
-    let url = CallbackUrl::parse("https://127.0.0.1:1/", UrlSchemes::HttpsOnly).unwrap();
-    claim(row, "https://127.0.0.1:1", Ok(prepared(url)))
 }
 
 #[tokio::test]

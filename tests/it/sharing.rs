@@ -3,18 +3,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use taskbell::outbox::{Claim, Claimed, Look, OutboxError, Room, SettledRows, Settlement};
-use taskbell::task::{CallbackUrl, UrlSchemes};
+use taskbell::outbox::{Claimed, Look, OutboxError, Room, SettledRows, Settlement};
 use tokio::time::sleep;
 
-use super::support::properties::prepared;
-use super::support::unwired::{Fake, Unwired, claim};
-
-/// One that ends at once: the guard refuses where it goes.
-fn refused(row: usize, lane: usize) -> Claim {
-    let url = CallbackUrl::parse("https://127.0.0.1:1/", UrlSchemes::HttpsOnly).unwrap();
-    claim(row, &format!("https://{lane}.example:443"), Ok(prepared(url)))
-}
+use super::support::unwired::{Fake, Unwired, refused};
 
 /// Many destinations, of which one after the other gives what it may.
 struct Crowd {
@@ -39,7 +31,7 @@ impl Fake for Crowd {
             let free = room.per_lane.saturating_sub(held).min(room.rows - claimed.claims.len());
             let rows = free.min(waiting[lane]);
             waiting[lane] -= rows;
-            claimed.claims.extend((0..rows).map(|n| refused(1000 * lane + waiting[lane] + n, lane)));
+            claimed.claims.extend((0..rows).map(|n| refused(1000 * lane + waiting[lane] + n, &name)));
             claimed.more |= rows > 0 && rows == free;
             if claimed.claims.len() == room.rows {
                 break;
@@ -90,7 +82,10 @@ impl Fake for Elsewhere {
         looks.push(room.look.clone());
         let rows = if quick { room.rows.min(1) } else { room.rows };
         let first = 1000 * looks.len();
-        Ok(Claimed { claims: (0..rows).map(|n| refused(first + n, n)).collect(), ..Claimed::default() })
+        Ok(Claimed {
+            claims: (0..rows).map(|n| refused(first + n, &format!("https://{n}.example:443"))).collect(),
+            ..Claimed::default()
+        })
     }
 
     async fn settle(&self, _: &[Settlement]) -> Result<SettledRows, OutboxError> {

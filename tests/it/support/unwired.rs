@@ -11,6 +11,7 @@ use taskbell::outbox::{
     Claim, Claimed, Entered, Lane, LeaseToken, Outbox, OutboxError, Room, RowId, SettledRows, Settlement,
     Transition,
 };
+use taskbell::task::{CallbackUrl, UrlSchemes};
 use taskbell::webhook::{GuardPolicy, LegacyModes, Outcome, Prepared, Sender, SenderOptions, Signer};
 use taskbell::worker::{RetryPolicy, Worker, WorkerSettings, World};
 use tokio::sync::watch;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 
 use super::TestDatabase;
 use super::daemon::ring;
+use super::properties::prepared;
 
 /// An outbox that a test makes up: nothing happens in it besides what it says.
 pub trait Fake: Send + Sync + 'static {
@@ -58,6 +60,12 @@ pub fn claim(row: usize, lane: &str, prepared: Result<Prepared, Outcome>) -> Cla
         is_new: true,
         prepared,
     }
+}
+
+/// One that ends at once: the guard refuses where it goes.
+pub fn refused(row: usize, lane: &str) -> Claim {
+    let url = CallbackUrl::parse("https://127.0.0.1:1/", UrlSchemes::HttpsOnly).unwrap();
+    claim(row, lane, Ok(prepared(url)))
 }
 
 struct Faked<F>(Arc<F>);
