@@ -11,6 +11,7 @@ mod traces;
 pub mod dsn;
 pub mod database;
 pub mod pooler;
+mod descriptors;
 pub mod run;
 pub mod keys;
 mod published;

@@ -22,7 +22,7 @@ use super::overdue::Overdue;
 use super::pooler::{self, Pooling};
 use super::pulse::Pulse;
 use super::reporter::Reporter;
-use super::{keys, sealer, sources, telemetry};
+use super::{descriptors, keys, sealer, sources, telemetry};
 use crate::listener::{Doorbell, Listener};
 use crate::metrics as names;
 use crate::migrations;
@@ -57,6 +57,9 @@ pub async fn run(
         tracing::warn!(%error, "webhooks that must be signed wait until there is a key");
     }
     let sealing = Arc::new(keys::read_sealing_keys(&config.sealing_key_files)?);
+    if let Err(error) = descriptors::allow(max_connections(&config)) {
+        tracing::warn!("{error}");
+    }
     let sender = sender(&config)?;
     let signer = Arc::new(Signer::new(key_sets, config.legacy));
     let (outbox, safety_poll) = sources::outboxes(&config, &pool, sealing.clone()).await?;
@@ -171,12 +174,16 @@ pub async fn run(
 pub fn sender(config: &Config) -> anyhow::Result<Sender> {
     let tls = tls_config(config.http_ca_file.as_deref()).context("http.ca_file")?;
     let options = SenderOptions {
-        // Those in use, and a third of as many that were: descriptors and memory have limits too.
-        max_connections: config.concurrency + config.concurrency / 3,
+        max_connections: max_connections(config),
         user_agent: config.user_agent.clone(),
         ..SenderOptions::default()
     };
     Ok(Sender::new(tls, config.guard.clone(), &options)?)
+}
+
+/// Connections to buyers, those in use and a third of as many that were: descriptors and memory have limits too.
+fn max_connections(config: &Config) -> usize {
+    config.concurrency + config.concurrency / 3
 }
 
 /// A database that can be worked with, and a schema that this build knows.

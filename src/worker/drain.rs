@@ -17,7 +17,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
     pub(super) async fn drain(mut self) {
         // Nobody is silent for our sake any more, and whoever sleeps takes over.
         let leaving = self.leave();
-        self.exchange.wind_up();
+        self.wind_up();
         self.settle_the_rest().await;
         // If the database does not answer, the others find by themselves that we are gone.
         let _ = timeout(STOP_PATIENCE, async {
@@ -41,30 +41,29 @@ impl<O: Outbox, W: World> Worker<O, W> {
             }
             self.collect_ended();
             self.begin_settle();
-            let exchanging = self.exchange.claiming.is_some() || self.exchange.settling.is_some();
+            let exchanging = self.claims.underway.is_some() || self.settlements.underway.is_some();
             if self.attempts.is_empty() && self.finished.is_empty() && !exchanging {
                 return;
             }
             if now >= last_try {
-                let rows = self.finished.len() + self.exchange.being_written.len();
+                let rows = self.finished.len() + self.settlements.being_written.len();
                 tracing::error!(rows, "not settled: repeated when their leases run out");
                 return;
             }
             // A database that does not answer must not hold up a stop: what hung when it was asked for is
             // given up, what is asked since then has until the end.
             let patience = self
-                .exchange
-                .since()
+                .waiting_since()
                 .map(|since| if since < began { began + STOP_PATIENCE } else { last_try });
             let end = if now < deadline { deadline } else { last_try };
             let give_up = patience.min().unwrap_or(end).min(end);
             self.due_back.send_replace(give_up);
             tokio::select! {
                 Some(ended) = self.attempts.join_next_with_id() => self.collect(ended),
-                (_, answer) = answered(&mut self.exchange.claiming) => self.give_back(answer),
-                (_, answer) = answered(&mut self.exchange.settling) => self.written(answer),
-                () = sleep_until(self.exchange.settle_after.min(end)),
-                    if self.exchange.settling.is_none() && !self.finished.is_empty() => {}
+                (_, answer) = answered(&mut self.claims.underway) => self.give_back(answer),
+                (_, answer) = answered(&mut self.settlements.underway) => self.written(answer),
+                () = sleep_until(self.settlements.again_at.min(end)),
+                    if self.settlements.underway.is_none() && !self.finished.is_empty() => {}
                 () = sleep_until(give_up) => self.give_up(began),
             }
         }
@@ -94,12 +93,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
     fn give_up(&mut self, stop: Instant) {
         let now = Instant::now();
         let overdue = |since: Instant| since < stop && now >= stop + STOP_PATIENCE;
-        if let Some(claim) = self.exchange.claiming.take_if(|claim| overdue(claim.since)) {
-            claim.task.abort();
+        if let Some(claim) = self.claims.underway.take_if(|claim| overdue(claim.since)) {
+            claim.give_up();
         }
-        if let Some(settle) = self.exchange.settling.take_if(|settle| overdue(settle.since)) {
-            settle.task.abort();
-            for mut ended in std::mem::take(&mut self.exchange.being_written) {
+        if let Some(settle) = self.settlements.underway.take_if(|settle| overdue(settle.since)) {
+            settle.give_up();
+            for mut ended in std::mem::take(&mut self.settlements.being_written) {
                 ended.writing = Writing::InDoubt;
                 self.finished.push(ended);
             }

@@ -2,10 +2,12 @@
 //!
 //! It waits for whatever comes next: the bell, the end of an attempt, the answer to a claim or to a
 //! settle, the time for another look. At most one claim and one settle are under way, and
-//! neither waits for the other ([`exchange`]). Only what starts now is claimed, so no lease runs out in memory behind a slow receiver; no
-//! connection is held while a request is on the wire. How the loop sleeps is told in
-//! [`crate::listener::Doorbell`]; the states here are its states.
+//! neither waits for the other ([`claims`], [`settlements`]). Only what starts now is claimed, so no lease runs
+//! out in memory behind a slow receiver; no connection is held while a request is on the wire. How the loop
+//! sleeps is told in [`crate::listener::Doorbell`]; the states here are its states.
 
+mod claims;
+mod settlements;
 mod exchange;
 mod sleep;
 mod settling;
@@ -34,13 +36,15 @@ use crate::outbox::{Claim, Claimed, Held, Lane, Outbox, Verdict};
 use crate::webhook::{FailureReason, Sender, Signer};
 
 use attempt::{Means, Settled, Ticket, attempt, unsent};
+use claims::Claims;
 use courtesy::Courtesy;
 use egress::Egress;
-use exchange::{Exchange, answered};
+use exchange::{Underway, answered};
 use observe::Left;
+use settlements::Settlements;
 use settling::Bell;
 use share::Share;
-use sleep::{Pace, Phase};
+use sleep::{Asked, Pace, Phase};
 
 pub use attempt::World;
 pub use judge::{Facts, RetryPolicy};
@@ -91,7 +95,10 @@ pub struct Worker<O, W> {
     share: Share,
     /// Until when we look at nothing, for the sellers' sake.
     rests_until: Instant,
-    exchange: Exchange,
+    claims: Claims,
+    settlements: Settlements,
+    /// How things stand, for who is asleep.
+    asking: Option<Underway<Asked>>,
     bell: Bell,
     left: Left,
     next_look: Instant,
@@ -145,7 +152,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
             courtesy: Courtesy::default(),
             share: Share::of(settings.concurrency, settings.per_lane),
             rests_until: Instant::now(),
-            exchange: Exchange::default(),
+            claims: Claims::default(),
+            settlements: Settlements::default(),
+            asking: None,
             bell: Bell::default(),
             left: Left::default(),
             next_look: Instant::now(),
@@ -193,7 +202,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             let (look, settle) = (self.look_at(), self.settle_at());
             let question = self.next_question.unwrap_or(look);
             let look_back = self.left.at();
-            let since = self.exchange.since().chain(self.bell.since());
+            let since = self.waiting_since().chain(self.bell.since());
             self.due_back.send_replace(since.min().unwrap_or(look));
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -203,18 +212,18 @@ impl<O: Outbox, W: World> Worker<O, W> {
                     self.collect_ended();
                     self.slots_are_free();
                 }
-                (since, answer) = answered(&mut self.exchange.claiming) => self.claimed(since, answer),
-                (_, answer) = answered(&mut self.exchange.settling) => self.written(answer),
-                (_, answer) = answered(&mut self.exchange.asking) => self.asked(answer),
+                (since, answer) = answered(&mut self.claims.underway) => self.claimed(since, answer),
+                (_, answer) = answered(&mut self.settlements.underway) => self.written(answer),
+                (_, answer) = answered(&mut self.asking) => self.asked(answer),
                 (_, answer) = answered(&mut self.bell.opening) => self.opened(answer),
                 (_, answer) = answered(&mut self.bell.passing) => self.passed(answer),
-                (_, answer) = answered(&mut self.exchange.looking_back) => self.looked_back(answer),
-                () = sleep_until(look), if self.exchange.claiming.is_none() => {}
-                () = sleep_until(question), if self.exchange.asking.is_none() && self.next_question.is_some() => {}
+                (_, answer) = answered(&mut self.left.underway) => self.looked_back(answer),
+                () = sleep_until(look), if self.claims.underway.is_none() => {}
+                () = sleep_until(question), if self.asking.is_none() && self.next_question.is_some() => {}
                 () = sleep_until(look_back.unwrap_or(look)),
-                    if self.exchange.looking_back.is_none() && look_back.is_some() => {}
+                    if self.left.underway.is_none() && look_back.is_some() => {}
                 () = sleep_until(settle),
-                    if self.exchange.settling.is_none() && !self.finished.is_empty() => {}
+                    if self.settlements.underway.is_none() && !self.finished.is_empty() => {}
             }
         }
         self.drain().await;
@@ -285,13 +294,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let all_full = self.attempts.len() + 1 >= self.settings.concurrency
             || self.payload >= self.settings.payload
             || self.retries_left() == 0;
-        self.exchange.freed |= all_full;
-        self.exchange.ended = true;
+        self.claims.freed |= all_full;
+        self.claims.ended = true;
         self.payload -= weight;
         self.retries -= usize::from(ticket.attempt > 1);
         let share = self.lane_share();
         if let Some(held) = self.in_flight.get_mut(&lane) {
-            self.exchange.freed |= held.fills(self.share.seats(), share);
+            self.claims.freed |= held.fills(self.share.seats(), share);
             held.rows -= 1;
             held.bytes -= weight;
             if held.rows == 0 {

@@ -16,13 +16,14 @@ use crate::metrics as names;
 use crate::outbox::{CHANGES, Entered, Outbox, OutboxError, Transition};
 
 /// Changes whose state before is to be asked for.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Left {
     waiting: Vec<Transition>,
     /// When they are asked for.
     at: Option<Instant>,
     /// What the question that is under way is about.
     asked: Vec<Transition>,
+    pub(super) underway: Option<Underway<Vec<Option<Entered>>>>,
     /// How often the database has refused it.
     refused: u32,
 }
@@ -63,7 +64,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     /// Asks what was before, if it is time, unless that is being asked.
     pub(super) fn begin_looking_back(&mut self) {
-        if self.exchange.looking_back.is_some() || self.left.at().is_none_or(|at| Instant::now() < at) {
+        if self.left.underway.is_some() || self.left.at().is_none_or(|at| Instant::now() < at) {
             return;
         }
         if self.left.asked.is_empty() {
@@ -72,8 +73,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             self.left.asked.sort_unstable_by_key(|change| change.id);
         }
         let (outbox, changes) = (self.outbox.clone(), self.left.asked.clone());
-        let task = tokio::spawn(async move { outbox.before(&changes).await });
-        self.exchange.looking_back = Some(Underway { since: Instant::now(), task });
+        self.left.underway = Some(Underway::begin(async move { outbox.before(&changes).await }));
     }
 
     /// Observes how long the states were.

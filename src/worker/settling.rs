@@ -69,13 +69,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         self.bell.silenced = false;
         let (opening, doorbell) = (self.doorbell.open(), self.doorbell.clone());
-        let task = tokio::spawn(async move {
+        self.bell.opening = Some(Underway::begin(async move {
             let horizon = opening.await.map_err(|_| OutboxError::Silent)?;
             // What another daemon silences from here on is not before that horizon.
             let held = doorbell.held_by_another().await.unwrap_or(true);
             Ok(Opened { horizon, held })
-        });
-        self.bell.opening = Some(Underway { since: Instant::now(), task });
+        }));
     }
 
     /// The bell rings again: what stayed silent until now must end before we sleep.
@@ -110,13 +109,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
             return;
         }
         let doorbell = self.doorbell.clone();
-        let task = tokio::spawn(async move {
+        self.bell.passing = Some(Underway::begin(async move {
             // Without an answer they may be open.
             let passed = doorbell.passed(horizon).await.unwrap_or(false);
             let held = doorbell.held_by_another().await.unwrap_or(true);
             Ok(Passed { horizon, passed, held })
-        });
-        self.bell.passing = Some(Underway { since: Instant::now(), task });
+        }));
     }
 
     /// Looks once more if all have ended, and asks again after a while if not. A look that is under way is none at

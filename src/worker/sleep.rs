@@ -93,7 +93,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             return it_is_time.then_some(look);
         }
         // Whoever rang goes first; what is due besides comes next, also where the bell never ends.
-        let turn = self.exchange.rang && now >= self.next_look && now >= self.next_wide;
+        let turn = self.claims.rang && now >= self.next_look && now >= self.next_wide;
         if !heard.is_nothing() && !heard.anywhere {
             if !turn {
                 return Some(Look::At { places: heard.places.into_iter().collect(), changes: heard.changes });
@@ -108,7 +108,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if is_proof && now >= self.next_whole {
             return Some(Look::Whole);
         }
-        if now < self.next_wide && self.exchange.freed {
+        if now < self.next_wide && self.claims.freed {
             return Some(Look::Quick);
         }
         self.next_look = self.next_wide;
@@ -152,7 +152,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             }
             return match self.phase {
                 // The bell is not silent: whatever is committed from now on rings.
-                Phase::Asleep { .. } | Phase::Settling { .. } if by_bell && !self.exchange.missed => {
+                Phase::Asleep { .. } | Phase::Settling { .. } if by_bell && !self.claims.missed => {
                     self.next_look
                 }
                 Phase::Asleep { .. } | Phase::Settling { .. } if by_bell => self.next_look.min(now + CALM),
@@ -160,8 +160,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 // What is known does not fill the slots.
                 Phase::Awake
                     if *look == Look::Quick
-                        && self.exchange.more_elsewhere
-                        && !self.exchange.more
+                        && self.claims.more_elsewhere
+                        && !self.claims.more
                         && self.attempts.len() < self.settings.concurrency =>
                 {
                     self.next_wide = self.next_wide.min(self.wide_again);
@@ -173,7 +173,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             };
         }
         match self.phase {
-            Phase::Awake if *look == Look::Quick && self.exchange.more_elsewhere => {
+            Phase::Awake if *look == Look::Quick && self.claims.more_elsewhere => {
                 self.next_wide = now;
                 now
             }
@@ -217,7 +217,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             self.next_question = None;
             return;
         }
-        if self.exchange.asking.is_some() || self.next_question.is_none_or(|at| Instant::now() < at) {
+        if self.asking.is_some() || self.next_question.is_none_or(|at| Instant::now() < at) {
             return;
         }
         // What others' transactions keep makes that question long; then a retry may be late by some of it.
@@ -226,14 +226,13 @@ impl<O: Outbox, W: World> Worker<O, W> {
         self.next_question = self.wants_due.then_some(self.next_due_question);
         let (doorbell, outbox) = (self.doorbell.clone(), self.outbox.clone());
         let brisk = self.pace.is_brisk(Instant::now());
-        let task = tokio::spawn(async move {
+        self.asking = Some(Underway::begin(async move {
             let held = doorbell.held_by_another().await.unwrap_or(true);
             let in_line = if brisk { doorbell.in_line().await.unwrap_or(0) } else { 0 };
             let began = Instant::now();
             let next_due = if next_due { Some(outbox.next_due().await) } else { None };
             Ok(Asked { held, in_line, next_due, took: began.elapsed() })
-        });
-        self.exchange.asking = Some(Underway { since: Instant::now(), task });
+        }));
     }
 
     /// Draws the consequences: how long to sleep, until the next row is due or the safety poll.

@@ -15,7 +15,11 @@ pub struct Running {
 
 impl Running {
     pub async fn start(database: &TestDatabase, environment: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_taskbell"));
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_taskbell")), database, environment).await
+    }
+
+    /// By a command that runs it with the arguments that follow.
+    async fn start_by(mut command: Command, database: &TestDatabase, environment: &[(&str, &str)]) -> Self {
         command.env_clear().arg("run").env("DATABASE_URL", &database.dsn);
         command.env("TASKBELL_ADMIN__LISTEN", "127.0.0.1:0");
         command.env("TASKBELL_METRICS__REFRESH", "1s").env("TASKBELL_LOG__FORMAT", "json");
@@ -119,6 +123,25 @@ async fn it_becomes_ready_measures_tasks_and_stops_cleanly() {
     let (status, jwks) = daemon.get("/.well-known/jwks.json").await;
     assert_eq!((status, jwks.as_str()), (200, "{\"keys\":[]}"));
     assert!(daemon.stop().success());
+}
+
+#[tokio::test]
+async fn it_may_open_as_many_files_as_its_connections_need_or_says_that_it_may_not() {
+    let database = TestDatabase::migrated().await;
+    // What it may have at first, what it has then, and whether that is too few.
+    for (limit, open, too_few) in [("-Sn 100", 576, false), ("-n 100", 100, true), ("-Sn 700", 700, false)] {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_taskbell")]);
+        let daemon = Running::start_by(shell, &database, &[("TASKBELL_WORKER__CONCURRENCY", "384")]).await;
+        eventually("its limit", async || {
+            let (_, text) = daemon.get("/metrics").await;
+            text.lines().any(|line| line == format!("process_max_fds {open}")).then_some(())
+        })
+        .await;
+        let says = daemon.log().contains("this process may open 100 files, and");
+        assert_eq!(says, too_few, "{limit}: {}", daemon.log());
+        assert!(daemon.stop().success());
+    }
 }
 
 #[tokio::test]
