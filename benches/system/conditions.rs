@@ -67,7 +67,8 @@ pub async fn snapshot(minutes: u64) -> Vec<Table> {
         bed.complete(&client, "owed_", RESULT_BYTES).await;
         count_statements(&client).await;
         let rate = OWED as f64 / drained(&mut bed, &client, OWED as usize, &[]).await.as_secs_f64();
-        let whose = if held { format!("open for {minutes} minutes") } else { "none".to_owned() };
+        let whose =
+            if held { format!("open for {minutes} minutes") } else { "none, after one minute".to_owned() };
         let title = format!("Held snapshot: statements of the drain, another's transaction: {whose}");
         costs.push(statements(&title, &client, OWED as usize).await);
         if !held {

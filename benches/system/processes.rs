@@ -1,6 +1,7 @@
 //! What processes cost: processor time and memory, as Linux counts them.
 
 use std::fs;
+use std::time::Instant;
 
 /// One process, or one with everything it has started.
 pub struct Processes(Vec<u32>);
@@ -52,6 +53,31 @@ impl Processes {
             self.0.iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten());
         directories.flatten().filter_map(move |thread| fs::read_to_string(thread.path().join(file)).ok())
     }
+}
+
+/// How busy all processors of the machine are, from a moment on.
+pub struct Busy {
+    idle: f64,
+    began: Instant,
+}
+
+impl Busy {
+    pub fn from_now() -> Self {
+        Self { idle: idle_seconds(), began: Instant::now() }
+    }
+
+    /// Of all that they could have done.
+    pub fn share(&self) -> f64 {
+        let cores = std::thread::available_parallelism().unwrap().get() as f64;
+        1.0 - (idle_seconds() - self.idle) / (self.began.elapsed().as_secs_f64() * cores)
+    }
+}
+
+/// `proc_stat(5)`: of all processors together, without a task or with none but such as wait for the disk.
+fn idle_seconds() -> f64 {
+    let text = fs::read_to_string("/proc/stat").unwrap();
+    let fields = text.lines().next().unwrap().split_whitespace();
+    fields.skip(4).take(2).map(|field| field.parse::<f64>().unwrap()).sum::<f64>() / TICKS_A_SECOND
 }
 
 struct Stat {

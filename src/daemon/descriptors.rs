@@ -3,8 +3,9 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Besides connections to buyers: those to the database, the admin listener, scrapes, logs.
-const OTHERS: u64 = 64;
+/// Besides connections to buyers: sockets and files of up to 64 lookups, connections to the database, the admin
+/// listener, scrapes, logs.
+const OTHERS: u64 = 192;
 
 /// Has this process open as many files as so many connections to buyers need.
 ///

@@ -20,7 +20,7 @@
 //!   asleep (a bell: look) ──quick pace──▶ awake (lock asked for or held, triggers silent)
 //!     ▲                                     │ slow for the linger time
 //!     │                                     ▼
-//!     └────────────── xmin ≥ X ──────── settling (lock free, triggers ring; polls until X has passed)
+//!     └────────────── xmin ≥ X ──────── dozing (lock free, triggers ring; polls until X has passed)
 //! ```
 
 use std::time::Duration;

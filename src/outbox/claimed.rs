@@ -14,7 +14,7 @@ pub struct Claimed {
     pub transitions: Vec<Transition>,
     /// Rows to attempt now.
     pub claims: Vec<Claim>,
-    /// Some place gave all that it had room for: it may have more.
+    /// Some place gave all that it had room for, or the walk is not over: there may be more.
     pub more: bool,
     /// Some place where the bell said that something is brought nothing.
     pub missed: bool,

@@ -118,7 +118,8 @@ pub enum Look {
     /// Everywhere: what it does not find, nobody may claim now.
     Whole,
     /// Everywhere; while that takes the database long, at places that are known only past what was seen there, but
-    /// for some of them in turn. No proof of anything; what one such look misses, a later one finds.
+    /// for some of them in turn, and where there are very many places, some of them. No proof of anything; what one such
+    /// look misses, a later one finds.
     Wide,
     /// Where rows have come from lately, and only past those: quick, but no proof of anything.
     Quick,
@@ -129,6 +130,14 @@ pub enum Look {
         /// Whether state changes rang that nobody is owed a webhook for.
         changes: bool,
     },
+}
+
+impl Look {
+    /// Whether it goes from place to place, known or not.
+    #[must_use]
+    pub fn is_walk(&self) -> bool {
+        matches!(self, Self::Whole | Self::Wide)
+    }
 }
 
 /// State changes in one go: enough to keep up with any seller, small enough to stay a short statement.

@@ -81,8 +81,8 @@ impl Connections {
         Ok(Self { spare: recipe.client()?, recipe, most, open: Mutex::default() })
     }
 
-    /// The client for one request to where `url` leads. It counts as in flight until the loan is dropped.
-    pub(super) fn lend(&self, url: &Url) -> Loan<'_> {
+    /// The client for one request to where `url` leads. It counts as in flight until that is dropped.
+    pub(super) fn lend(&self, url: &Url) -> Lent<'_> {
         let at = &url[..Position::BeforePath];
         let mut open = self.open();
         let mut left = open.expired();
@@ -92,7 +92,7 @@ impl Connections {
         drop(open);
         // Whoever drops a client closes connections: not under the lock.
         drop(left);
-        Loan { of: self, at, client, is_last, is_open: false }
+        Lent { of: self, at, client, is_last, is_open: false }
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -133,18 +133,24 @@ impl Open {
         (at, destination.client.clone())
     }
 
-    fn end(&mut self, at: &Arc<str>, is_open: bool) {
-        let Some(destination) = self.destinations.get_mut(at) else { return };
+    /// A request is over. Where it was the last one and nothing stays open, its destination is forgotten.
+    fn end(&mut self, at: &Arc<str>, is_open: bool) -> Option<Destination> {
+        let destination = self.destinations.get_mut(at)?;
         destination.in_flight -= 1;
         if !is_open {
             destination.connections -= 1;
             self.connections -= 1;
         }
-        if destination.in_flight == 0 {
-            destination.idle = Some(self.next);
-            self.idle.insert(self.next, (at.clone(), Instant::now()));
-            self.next += 1;
+        if destination.in_flight > 0 {
+            return None;
         }
+        if destination.connections == 0 {
+            return self.destinations.remove(at);
+        }
+        destination.idle = Some(self.next);
+        self.idle.insert(self.next, (at.clone(), Instant::now()));
+        self.next += 1;
+        None
     }
 
     /// Destinations whose connections have been closed by now.
@@ -174,7 +180,7 @@ impl Open {
 }
 
 /// A client for one request.
-pub(super) struct Loan<'a> {
+pub(super) struct Lent<'a> {
     of: &'a Connections,
     at: Arc<str>,
     pub(super) client: Client,
@@ -184,20 +190,20 @@ pub(super) struct Loan<'a> {
     is_open: bool,
 }
 
-impl Loan<'_> {
+impl Lent<'_> {
     /// The answer has been read to its end, and says nothing against using the connection again.
     pub(super) fn returned(&mut self) {
         self.is_open = !self.is_last;
     }
 }
 
-impl Drop for Loan<'_> {
+impl Drop for Lent<'_> {
     fn drop(&mut self) {
         let mut open = self.of.open();
-        open.end(&self.at, self.is_open);
+        let forgotten = open.end(&self.at, self.is_open);
         let left = open.excess(self.of.most);
         drop(open);
-        drop(left);
+        drop((forgotten, left));
     }
 }
 
@@ -261,6 +267,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_destination_that_never_answers_is_forgotten() {
+        let connections = connections(10);
+        for n in 0..1000 {
+            drop(connections.lend(&url(n)));
+        }
+        assert_eq!(connections.held(), (0, 0));
+        let (mut first, second) = (connections.lend(&url(1)), connections.lend(&url(1)));
+        drop(second);
+        first.returned();
+        drop(first);
+        assert_eq!(connections.held(), (1, 1), "another request was answered");
+    }
+
+    #[tokio::test]
     async fn whoever_was_idle_for_longest_goes_first() {
         let connections = connections(3);
         for n in [1, 2, 3, 1] {
@@ -288,11 +308,11 @@ mod tests {
         assert_eq!(connections.held(), (3, 3));
         third.returned();
         drop(third);
-        assert_eq!(connections.held(), (3, 2));
+        assert_eq!(connections.held(), (2, 2));
         first.returned();
         second.returned();
         drop((first, second));
-        assert_eq!(connections.held(), (3, 2));
+        assert_eq!(connections.held(), (2, 2));
         assert!(!connections.lend(&url(1)).is_last);
     }
 
@@ -302,7 +322,7 @@ mod tests {
         answered(&connections, 1);
         let second = connections.lend(&url(2));
         let mut others: Vec<_> = (0..3).map(|_| connections.lend(&url(2))).collect();
-        others.iter_mut().for_each(Loan::returned);
+        others.iter_mut().for_each(Lent::returned);
         drop(others);
         tokio::time::advance(2 * CLOSED_AFTER).await;
         answered(&connections, 3);

@@ -1,4 +1,15 @@
 //! Claims, at most one under way: how much room there is, what came of it, and when to look next.
+//!
+//! What the last ones left behind decides where the next look goes, and how soon:
+//!
+//! | flag | set by | until | then |
+//! |---|---|---|---|
+//! | `again` | slots that come free, or a bell, during a claim that may have begun too early | it is answered | the next look is at once |
+//! | `ended` | any attempt that ends | the next claim begins | with `Claimed::more`, `freed` is set |
+//! | `freed` | slots that come free where rows may have been passed over | a look that is not the bell's | who is asleep looks at what is known |
+//! | `missed` | a bell whose place gave nothing | the next claim | a look elsewhere soon |
+//! | `was_full` | a claim that brought all it had room for | the next claim | slots gather before the next; others are called |
+//! | `walk_was_full` | the same of a look everywhere | the next such look | known places that give little send us everywhere |
 
 use std::time::Duration;
 
@@ -31,9 +42,9 @@ pub(super) struct Claims {
     /// How large a body of the last claims was.
     body: usize,
     /// The last claim brought all that it had room for: more is waiting.
-    pub(super) more: bool,
+    pub(super) was_full: bool,
     /// The same of the last claim that looked everywhere.
-    pub(super) more_elsewhere: bool,
+    pub(super) walk_was_full: bool,
     /// The last claim found nothing at some place for which the bell had rung.
     pub(super) missed: bool,
     /// Slots have come free since the claim under way was begun.
@@ -43,7 +54,7 @@ pub(super) struct Claims {
     /// Slots for which rows may have been passed over have come free since the last look at what is known.
     pub(super) freed: bool,
     /// The last one could read the outbox.
-    pub(super) work: bool,
+    pub(super) works: bool,
 }
 
 impl Default for Claims {
@@ -56,20 +67,20 @@ impl Default for Claims {
             room_bytes: 0,
             brought: 0,
             body: 0,
-            more: false,
-            more_elsewhere: false,
+            was_full: false,
+            walk_was_full: false,
             missed: false,
             again: false,
             ended: false,
             freed: false,
-            work: false,
+            works: false,
         }
     }
 }
 
-/// What a claim has brought.
+/// What matters of a claim once its rows are started.
 #[derive(Default)]
-struct Brought {
+struct Gist {
     anything: bool,
     /// How many changes have been recorded in all, where that was read.
     recorded: Option<i64>,
@@ -105,9 +116,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
         self.claims.again |= self.claims.freed && self.claims.underway.is_some();
         // While a backlog waits, one claim for many slots costs the database less than many claims.
         let pause = match self.phase {
-            _ if self.claims.more && self.free_slots() < self.enough() => GATHER,
+            _ if self.claims.was_full && self.free_slots() < self.enough() => GATHER,
             // Nothing was passed over, and the bell rings for what is new.
-            Phase::Asleep { .. } | Phase::Settling { .. } if !self.claims.freed => return,
+            Phase::Asleep { .. } | Phase::Dozing { .. } if !self.claims.freed => return,
             _ => Duration::ZERO,
         };
         self.next_look = self.next_look.min(Instant::now() + pause);
@@ -115,7 +126,12 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     /// Whether the last claim brought so much that our looking is cheaper than everybody's ringing.
     pub(super) fn brought_much(&self) -> bool {
-        self.claims.more || self.claims.brought >= MUCH
+        self.claims.was_full || self.claims.brought >= MUCH
+    }
+
+    /// Whether the last claim might have brought rows.
+    pub(super) fn had_room(&self) -> bool {
+        self.claims.room > 0
     }
 
     /// Rows that the last claim brought.
@@ -147,7 +163,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
     }
 
-    fn free_slots(&self) -> usize {
+    pub(super) fn free_slots(&self) -> usize {
         // What cannot be settled keeps its slot: otherwise a database that only reads would have
         // us send, forget and send again. What has only just ended does not, within limits.
         let ended = self.finished.iter().chain(&self.settlements.being_written);
@@ -167,41 +183,41 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// Starts what a claim has brought, and decides when to look next.
     pub(super) fn claimed(&mut self, since: Instant, answer: Result<Claimed, OutboxError>) {
         let look = std::mem::replace(&mut self.claims.look, Look::Whole);
-        let (fault, brought) = match answer {
+        let (fault, gist) = match answer {
             Ok(mut claimed) => (claimed.fault.take(), self.take_in(&look, claimed)),
-            Err(error) => (Some(error), Brought::default()),
+            Err(error) => (Some(error), Gist::default()),
         };
-        self.claims.work = fault.is_none();
+        self.claims.works = fault.is_none();
         self.publish_outbox_up();
         if let Some(error) = fault {
             tracing::error!(error = %chain(&error), "the outbox could not be read");
-            self.pace(&look, since.elapsed());
+            self.note_look(&look, since.elapsed());
             self.next_look = Instant::now() + OUTAGE_PAUSE;
             return;
         }
         let took = since.elapsed();
         tracing::trace!(?look, brought = self.claims.brought, ?took, "looked");
-        self.next_look = self.after(&look, brought.anything, took);
-        self.rest(&look, took, &brought);
+        self.next_look = self.after(&look, gist.anything, took);
+        self.rest(&look, took, &gist);
         if std::mem::take(&mut self.claims.again) {
             self.next_look = Instant::now();
         }
-        if self.claims.more {
+        if self.claims.was_full {
             // Others who look would be no relief for a database that is busy.
             if !self.is_resting() {
                 self.call_for_help();
             }
-            if brought.anything && self.free_slots() < self.enough() {
+            if gist.anything && self.free_slots() < self.enough() {
                 self.next_look = self.next_look.max(Instant::now() + GATHER);
             }
         }
     }
 
     /// Starts what was claimed, and remembers what it says of the rest.
-    fn take_in(&mut self, look: &Look, claimed: Claimed) -> Brought {
+    fn take_in(&mut self, look: &Look, claimed: Claimed) -> Gist {
         let rows = claimed.claims.len();
         let first = claimed.claims.iter().filter(|claim| claim.attempt == 1);
-        let brought = Brought {
+        let gist = Gist {
             anything: rows > 0 || !claimed.transitions.is_empty(),
             recorded: claimed.recorded,
             oldest: first.map(|claim| claim.owed_for).max(),
@@ -216,10 +232,10 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if let Some(body) = bytes.checked_div(rows) {
             self.claims.body = body;
         }
-        self.claims.more =
-            self.claims.room > 0 && (rows >= self.claims.room || bytes >= self.claims.room_bytes);
-        if self.claims.room > 0 && matches!(look, Look::Whole | Look::Wide) {
-            self.claims.more_elsewhere = self.claims.more;
+        self.claims.was_full =
+            self.had_room() && (rows >= self.claims.room || bytes >= self.claims.room_bytes);
+        if self.had_room() && look.is_walk() {
+            self.claims.walk_was_full = self.claims.was_full;
         }
         self.start(claimed);
         if self.share.adapt(self.filled(rows), self.attempts.len()) {
@@ -227,29 +243,33 @@ impl<O: Outbox, W: World> Worker<O, W> {
             self.claims.freed = true;
             self.claims.again = true;
         }
-        brought
+        gist
     }
 
     /// How much of its room the last claim has brought.
     fn filled(&self, rows: usize) -> Filled {
         match self.claims.room {
             0 => Filled::Most,
-            _ if self.claims.more || self.claims.more_elsewhere => Filled::All,
+            _ if self.claims.was_full || self.claims.walk_was_full => Filled::All,
             room if 2 * rows > room => Filled::Most,
             _ => Filled::Little,
         }
     }
 
     /// Rests after a look, if sellers need the database more than we do.
-    fn rest(&mut self, look: &Look, took: Duration, brought: &Brought) {
-        let Some(recorded) = brought.recorded else { return };
+    fn rest(&mut self, look: &Look, took: Duration, gist: &Gist) {
+        let Some(recorded) = gist.recorded else { return };
         let now = Instant::now();
-        let look = if *look == Look::Quick { Kind::Quick } else { Kind::Walk };
-        let rest = self.courtesy.rest(now, look, took, self.claims.brought, recorded);
-        let waited = self.courtesy.waited(now, brought.oldest);
+        let kind = if look.is_walk() { Kind::Walk } else { Kind::Quick };
+        let rest = self.courtesy.rest(now, kind, took, self.claims.brought, recorded);
+        let waited = self.courtesy.waited(now, gist.oldest);
         if rest > Duration::ZERO && self.phase == Phase::Awake && waited < self.settings.yield_for {
             counter!(names::RESTS).increment(1);
             self.rests_until = now + rest;
+            if look.is_walk() {
+                // The next look is a quick one: walks are dearer.
+                self.next_wide = self.next_wide.max(self.rests_until + took);
+            }
         }
     }
 

@@ -50,7 +50,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let claim = self.claims.underway.as_ref().map(|claim| claim.since);
         let settle = self.settlements.underway.as_ref().map(|settle| settle.since);
         let question = self.asking.as_ref().map(|question| question.since);
-        let look_back = self.left.underway.as_ref().map(|question| question.since);
+        let look_back = self.unmeasured.underway.as_ref().map(|question| question.since);
         [claim, settle, question, look_back].into_iter().flatten()
     }
 
@@ -60,14 +60,14 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if let Some(question) = self.asking.take() {
             question.give_up();
         }
-        if let Some(question) = self.left.underway.take() {
+        if let Some(question) = self.unmeasured.underway.take() {
             question.give_up();
         }
     }
 
     /// Says whether the last claim and the last settle could do their work.
     pub(super) fn publish_outbox_up(&self) {
-        let up = self.claims.work && self.settlements.work;
+        let up = self.claims.works && self.settlements.works;
         self.outbox_up.send_if_modified(|published| std::mem::replace(published, up) != up);
     }
 }

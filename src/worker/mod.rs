@@ -10,7 +10,7 @@ mod claims;
 mod settlements;
 mod exchange;
 mod sleep;
-mod settling;
+mod dozing;
 mod share;
 mod courtesy;
 mod attempt;
@@ -38,11 +38,11 @@ use crate::webhook::{FailureReason, Sender, Signer};
 use attempt::{Means, Settled, Ticket, attempt, unsent};
 use claims::Claims;
 use courtesy::Courtesy;
+use dozing::Bell;
 use egress::Egress;
 use exchange::{Underway, answered};
-use observe::Left;
+use observe::Unmeasured;
 use settlements::Settlements;
-use settling::Bell;
 use share::Share;
 use sleep::{Asked, Pace, Phase};
 
@@ -100,7 +100,7 @@ pub struct Worker<O, W> {
     /// How things stand, for who is asleep.
     asking: Option<Underway<Asked>>,
     bell: Bell,
-    left: Left,
+    unmeasured: Unmeasured,
     next_look: Instant,
     /// When we may look everywhere.
     next_wide: Instant,
@@ -156,7 +156,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             settlements: Settlements::default(),
             asking: None,
             bell: Bell::default(),
-            left: Left::default(),
+            unmeasured: Unmeasured::default(),
             next_look: Instant::now(),
             next_wide: Instant::now(),
             wide_again: Instant::now(),
@@ -201,7 +201,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             self.begin_looking_back();
             let (look, settle) = (self.look_at(), self.settle_at());
             let question = self.next_question.unwrap_or(look);
-            let look_back = self.left.at();
+            let look_back = self.unmeasured.at();
             let since = self.waiting_since().chain(self.bell.since());
             self.due_back.send_replace(since.min().unwrap_or(look));
             tokio::select! {
@@ -217,11 +217,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
                 (_, answer) = answered(&mut self.asking) => self.asked(answer),
                 (_, answer) = answered(&mut self.bell.opening) => self.opened(answer),
                 (_, answer) = answered(&mut self.bell.passing) => self.passed(answer),
-                (_, answer) = answered(&mut self.left.underway) => self.looked_back(answer),
+                (_, answer) = answered(&mut self.unmeasured.underway) => self.looked_back(answer),
                 () = sleep_until(look), if self.claims.underway.is_none() => {}
                 () = sleep_until(question), if self.asking.is_none() && self.next_question.is_some() => {}
                 () = sleep_until(look_back.unwrap_or(look)),
-                    if self.left.underway.is_none() && look_back.is_some() => {}
+                    if self.unmeasured.underway.is_none() && look_back.is_some() => {}
                 () = sleep_until(settle),
                     if self.settlements.underway.is_none() && !self.finished.is_empty() => {}
             }

@@ -15,9 +15,9 @@ use super::{OUTAGE_PAUSE, Worker, chain};
 use crate::metrics as names;
 use crate::outbox::{CHANGES, Entered, Outbox, OutboxError, Transition};
 
-/// Changes whose state before is to be asked for.
+/// Changes of which it is not known yet how long the state before them was.
 #[derive(Default)]
-pub(super) struct Left {
+pub(super) struct Unmeasured {
     waiting: Vec<Transition>,
     /// When they are asked for.
     at: Option<Instant>,
@@ -28,7 +28,7 @@ pub(super) struct Left {
     refused: u32,
 }
 
-impl Left {
+impl Unmeasured {
     /// When to ask next.
     pub(super) fn at(&self) -> Option<Instant> {
         self.at
@@ -44,9 +44,9 @@ impl<O: Outbox, W: World> Worker<O, W> {
             if transition.from.is_none() {
                 continue;
             }
-            if self.left.waiting.len() < MAX_WAITING {
-                self.left.at.get_or_insert(Instant::now() + GATHER);
-                self.left.waiting.push(transition);
+            if self.unmeasured.waiting.len() < MAX_WAITING {
+                self.unmeasured.at.get_or_insert(Instant::now() + GATHER);
+                self.unmeasured.waiting.push(transition);
             } else {
                 names::observe_state(&self.settings.task_types, &transition, None);
                 unknown += 1;
@@ -59,21 +59,21 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     /// How many more changes may be taken from the outbox that nobody is owed a webhook for. They are safe there.
     pub(super) fn room_for_changes(&self) -> usize {
-        CHANGES.min((MAX_WAITING / 2).saturating_sub(self.left.waiting.len()))
+        CHANGES.min((MAX_WAITING / 2).saturating_sub(self.unmeasured.waiting.len()))
     }
 
     /// Asks what was before, if it is time, unless that is being asked.
     pub(super) fn begin_looking_back(&mut self) {
-        if self.left.underway.is_some() || self.left.at().is_none_or(|at| Instant::now() < at) {
+        if self.unmeasured.underway.is_some() || self.unmeasured.at().is_none_or(|at| Instant::now() < at) {
             return;
         }
-        if self.left.asked.is_empty() {
-            let batch = self.left.waiting.len().min(CHANGES);
-            self.left.asked = self.left.waiting.drain(..batch).collect();
-            self.left.asked.sort_unstable_by_key(|change| change.id);
+        if self.unmeasured.asked.is_empty() {
+            let batch = self.unmeasured.waiting.len().min(CHANGES);
+            self.unmeasured.asked = self.unmeasured.waiting.drain(..batch).collect();
+            self.unmeasured.asked.sort_unstable_by_key(|change| change.id);
         }
-        let (outbox, changes) = (self.outbox.clone(), self.left.asked.clone());
-        self.left.underway = Some(Underway::begin(async move { outbox.before(&changes).await }));
+        let (outbox, changes) = (self.outbox.clone(), self.unmeasured.asked.clone());
+        self.unmeasured.underway = Some(Underway::begin(async move { outbox.before(&changes).await }));
     }
 
     /// Observes how long the states were.
@@ -81,25 +81,25 @@ impl<O: Outbox, W: World> Worker<O, W> {
         let now = Instant::now();
         match answer {
             Ok(before) => {
-                let changes = std::mem::take(&mut self.left.asked);
+                let changes = std::mem::take(&mut self.unmeasured.asked);
                 self.observe_states(changes, before);
             }
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "the journal could not be read");
                 // An outage is waited for; what is refused again and again may be one row that it refuses.
-                self.left.refused += u32::from(error.is_refusal());
-                if self.left.refused < TRIES {
-                    self.left.at = Some(now + OUTAGE_PAUSE);
+                self.unmeasured.refused += u32::from(error.is_refusal());
+                if self.unmeasured.refused < TRIES {
+                    self.unmeasured.at = Some(now + OUTAGE_PAUSE);
                     return;
                 }
-                let changes = std::mem::take(&mut self.left.asked);
+                let changes = std::mem::take(&mut self.unmeasured.asked);
                 self.give_up_states(changes);
             }
         }
-        self.left.refused = 0;
-        let was_full = self.left.waiting.len() >= MAX_WAITING / 2 - CHANGES;
-        let pause = if self.left.waiting.len() >= CHANGES { Duration::ZERO } else { GATHER };
-        self.left.at = (!self.left.waiting.is_empty()).then_some(now + pause);
+        self.unmeasured.refused = 0;
+        let was_full = self.unmeasured.waiting.len() >= MAX_WAITING / 2 - CHANGES;
+        let pause = if self.unmeasured.waiting.len() >= CHANGES { Duration::ZERO } else { GATHER };
+        self.unmeasured.at = (!self.unmeasured.waiting.is_empty()).then_some(now + pause);
         if was_full {
             self.look_now();
         }
@@ -107,8 +107,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     /// Asks for the rest before we leave.
     pub(super) async fn look_back_once_more(&mut self) {
-        let mut changes = std::mem::take(&mut self.left.asked);
-        changes.append(&mut self.left.waiting);
+        let mut changes = std::mem::take(&mut self.unmeasured.asked);
+        changes.append(&mut self.unmeasured.waiting);
         changes.sort_unstable_by_key(|change| change.id);
         let until = Instant::now() + LAST_LOOK_BACK;
         while !changes.is_empty() {

@@ -27,7 +27,7 @@ pub(super) struct Settlements {
     /// Nothing waits for company any more.
     pub(super) winding_up: bool,
     /// The last one could write the outbox.
-    pub(super) work: bool,
+    pub(super) works: bool,
 }
 
 impl Default for Settlements {
@@ -39,7 +39,7 @@ impl Default for Settlements {
             wrote_at: Instant::now(),
             turn_of_refused: false,
             winding_up: false,
-            work: true,
+            works: true,
         }
     }
 }
@@ -85,7 +85,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         if self.settlements.winding_up {
             return None;
         }
-        // While we rest, one settle is kinder than many.
+        // While we rest, one settle is kinder than many; a failure waits too, because nothing is claimed meanwhile.
         if now < self.rests_until && !self.attempts.is_empty() {
             return Some(self.rests_until);
         }
@@ -126,8 +126,14 @@ impl<O: Outbox, W: World> Worker<O, W> {
             self.wants_due = true;
             self.next_question.get_or_insert(now + CALM);
         }
+        let was_full = self.free_slots() == 0;
         self.settled(&rows, fault.as_ref().is_some_and(OutboxError::leaves_doubt));
-        self.settlements.work = fault.is_none();
+        if was_full && self.free_slots() > 0 {
+            // By what had ended and was not written.
+            self.claims.freed = true;
+            self.slots_are_free();
+        }
+        self.settlements.works = fault.is_none();
         self.publish_outbox_up();
         if let Some(error) = fault {
             tracing::error!(error = %chain(&error), rows = self.finished.len(), "the outbox could not be written");

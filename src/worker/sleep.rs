@@ -1,4 +1,4 @@
-//! When to look next, and where: awake, settling, asleep. The states are told in
+//! When to look next, and where: awake, dozing, asleep. The states are told in
 //! [`crate::listener::Doorbell`].
 
 use std::collections::VecDeque;
@@ -8,8 +8,8 @@ use metrics::counter;
 use tokio::time::Instant;
 
 use super::attempt::World;
+use super::dozing::MAX_DOZING_PAUSE;
 use super::exchange::Underway;
-use super::settling::MAX_SETTLING_PAUSE;
 use super::{OUTAGE_PAUSE, Worker};
 use crate::listener::{Heard, Horizon};
 use crate::metrics as names;
@@ -21,7 +21,7 @@ pub(super) enum Phase {
     /// The bell is silent, or was asked to be; we look by ourselves.
     Awake,
     /// The bell rings again, but transactions that stayed silent may still be open.
-    Settling {
+    Dozing {
         horizon: Horizon,
         pause: Duration,
         /// Whether the horizon had passed before the last look.
@@ -104,7 +104,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
             return None;
         }
         // Only a look at everything can say that it is time to sleep, or that there is nothing.
-        let is_proof = matches!(self.phase, Phase::Asleep { .. } | Phase::Settling { passed: true, .. });
+        let is_proof = matches!(self.phase, Phase::Asleep { .. } | Phase::Dozing { passed: true, .. });
         if is_proof && now >= self.next_whole {
             return Some(Look::Whole);
         }
@@ -115,8 +115,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
         (now >= self.next_wide).then_some(Look::Wide)
     }
 
-    /// A look everywhere took so long: when the next ones may be.
-    pub(super) fn pace(&mut self, look: &Look, took: Duration) {
+    /// A look took so long: when the next ones everywhere may be.
+    pub(super) fn note_look(&mut self, look: &Look, took: Duration) {
         let now = Instant::now();
         let rest = (took * WIDE_REST).max(MIN_WIDE_PAUSE);
         match look {
@@ -136,78 +136,94 @@ impl<O: Outbox, W: World> Worker<O, W> {
 
     /// Decides when to look next, after a look that took so long.
     pub(super) fn after(&mut self, look: &Look, found: bool, took: Duration) -> Instant {
+        self.note_look(look, took);
         let now = Instant::now();
-        let by_bell = matches!(look, Look::At { .. });
-        self.pace(look, took);
         if found {
-            let asleep = matches!(self.phase, Phase::Asleep { .. });
-            if asleep && !by_bell && now >= self.alarm.1 {
-                counter!(names::WAKEUPS, "cause" => self.alarm.0).increment(1);
-            }
-            // Whoever is not silent has been counted when he rang.
-            let silent = self.phase == Phase::Awake;
-            if self.brought_much() || (silent && self.pace.is_quick(now, self.brought())) {
-                self.last_busy = now;
-                self.stay_awake();
-            }
-            return match self.phase {
-                // The bell is not silent: whatever is committed from now on rings.
-                Phase::Asleep { .. } | Phase::Settling { .. } if by_bell && !self.claims.missed => {
-                    self.next_look
-                }
-                Phase::Asleep { .. } | Phase::Settling { .. } if by_bell => self.next_look.min(now + CALM),
-                Phase::Asleep { .. } => now + CALM,
-                // What is known does not fill the slots.
-                Phase::Awake
-                    if *look == Look::Quick
-                        && self.claims.more_elsewhere
-                        && !self.claims.more
-                        && self.attempts.len() < self.settings.concurrency =>
-                {
-                    self.next_wide = self.next_wide.min(self.wide_again);
-                    now
-                }
-                // Rows may already wait behind the ones just taken.
-                _ if self.attempts.len() < self.settings.concurrency => now,
-                _ => now + self.settings.safety_poll,
-            };
+            return self.after_finding(now, look);
         }
+        let by_bell = matches!(look, Look::At { .. });
         match self.phase {
-            Phase::Awake if *look == Look::Quick && self.claims.more_elsewhere => {
-                self.next_wide = now;
-                now
-            }
-            Phase::Awake if now - self.last_busy < self.settings.linger => now + LINGER_POLL.max(took),
-            Phase::Awake => {
-                // The bell may be silent until that is answered.
-                self.begin_opening();
-                now + if self.bell.is_cut_off() { CALM } else { LINGER_POLL }.max(took)
-            }
+            // Nothing could be taken but changes, so that it proves nothing.
+            Phase::Awake | Phase::Dozing { .. } if !self.had_room() => now + CALM,
+            Phase::Awake => self.after_nothing_awake(now, look, took),
             // A closed circuit, or somebody else took it; or a transaction at another place.
-            Phase::Asleep { .. } | Phase::Settling { .. } if by_bell => self.next_look.min(now + CALM),
+            Phase::Asleep { .. } | Phase::Dozing { .. } if by_bell => self.next_look.min(now + CALM),
             // Where a slot came free. What ended meanwhile left others: with a pause here a backlog at one destination
             // goes out at 997 a second instead of 1,534.
-            Phase::Asleep { .. } | Phase::Settling { .. } if *look == Look::Quick => now,
-            // The horizon had passed before the look that found nothing: nobody is silent any more.
-            Phase::Settling { passed: true, .. } if *look != Look::Whole => {
-                self.next_whole.min(now + MAX_SETTLING_PAUSE)
-            }
-            Phase::Settling { passed: true, held, .. } => {
-                tracing::debug!("asleep");
-                // If that one is gone by the next question, what it silenced must end first.
-                self.phase = Phase::Asleep { watchful: held };
-                self.ask_when_due(now);
-                now + self.settings.safety_poll
-            }
-            Phase::Settling { horizon, .. } => {
-                self.begin_passing(horizon);
-                now + MAX_SETTLING_PAUSE
+            Phase::Asleep { .. } | Phase::Dozing { .. } if *look == Look::Quick => now,
+            Phase::Dozing { horizon, passed, held, .. } => {
+                self.after_nothing_dozing(now, look, horizon, passed, held)
             }
             Phase::Asleep { .. } => {
                 self.ask_when_due(now);
                 now + self.settings.safety_poll
             }
         }
+    }
+
+    fn after_finding(&mut self, now: Instant, look: &Look) -> Instant {
+        let by_bell = matches!(look, Look::At { .. });
+        if matches!(self.phase, Phase::Asleep { .. }) && !by_bell && now >= self.alarm.1 {
+            counter!(names::WAKEUPS, "cause" => self.alarm.0).increment(1);
+        }
+        // Whoever is not silent has been counted when he rang.
+        let silent = self.phase == Phase::Awake;
+        if self.brought_much() || (silent && self.pace.is_quick(now, self.brought())) {
+            self.last_busy = now;
+            self.stay_awake();
+        }
+        let full = self.free_slots() == 0;
+        match self.phase {
+            // The bell is not silent: whatever is committed from now on rings.
+            Phase::Asleep { .. } | Phase::Dozing { .. } if by_bell && !self.claims.missed => self.next_look,
+            Phase::Asleep { .. } | Phase::Dozing { .. } if by_bell => self.next_look.min(now + CALM),
+            Phase::Asleep { .. } => now + CALM,
+            // What ends makes us look; until then there may be changes.
+            _ if full => now + CALM,
+            Phase::Awake if *look == Look::Quick && self.claims.walk_was_full && !self.claims.was_full => {
+                // What is known does not fill the slots.
+                self.next_wide = self.next_wide.min(self.wide_again);
+                now
+            }
+            // Rows may already wait behind the ones just taken.
+            _ => now,
+        }
+    }
+
+    fn after_nothing_awake(&mut self, now: Instant, look: &Look, took: Duration) -> Instant {
+        if *look == Look::Quick && self.claims.walk_was_full {
+            self.next_wide = now;
+            return now;
+        }
+        if now - self.last_busy < self.settings.linger {
+            return now + LINGER_POLL.max(took);
+        }
+        // The bell may be silent until that is answered.
+        self.begin_opening();
+        now + if self.bell.is_cut_off() { CALM } else { LINGER_POLL }.max(took)
+    }
+
+    fn after_nothing_dozing(
+        &mut self,
+        now: Instant,
+        look: &Look,
+        horizon: Horizon,
+        passed: bool,
+        held: bool,
+    ) -> Instant {
+        if !passed {
+            self.begin_passing(horizon);
+            return now + MAX_DOZING_PAUSE;
+        }
+        if *look != Look::Whole {
+            return self.next_whole.min(now + MAX_DOZING_PAUSE);
+        }
+        // The horizon had passed before the look that found nothing: nobody is silent any more.
+        tracing::debug!("asleep");
+        // If that one is gone by the next question, what it silenced must end first.
+        self.phase = Phase::Asleep { watchful: held };
+        self.ask_when_due(now);
+        now + self.settings.safety_poll
     }
 
     /// Asks how things stand, unless that is being asked.

@@ -129,7 +129,7 @@ async fn it_becomes_ready_measures_tasks_and_stops_cleanly() {
 async fn it_may_open_as_many_files_as_its_connections_need_or_says_that_it_may_not() {
     let database = TestDatabase::migrated().await;
     // What it may have at first, what it has then, and whether that is too few.
-    for (limit, open, too_few) in [("-Sn 100", 576, false), ("-n 100", 100, true), ("-Sn 700", 700, false)] {
+    for (limit, open, too_few) in [("-Sn 100", 704, false), ("-n 100", 100, true), ("-Sn 800", 800, false)] {
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_taskbell")]);
         let daemon = Running::start_by(shell, &database, &[("TASKBELL_WORKER__CONCURRENCY", "384")]).await;

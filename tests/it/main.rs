@@ -49,6 +49,7 @@ mod sealed;
 mod sealing;
 mod sellers;
 mod sending;
+mod resting;
 mod settling;
 mod states;
 mod traces;

@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use taskbell::listener::{Connect, Gate, Heard};
-use taskbell::outbox::{Claimed, Look, OutboxError, Room};
+use taskbell::outbox::{Claimed, Look, OutboxError, Room, SettledRows, Settlement};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use super::support::cluster::Cluster;
-use super::support::unwired::{Fake, Unwired};
+use super::support::unwired::{Fake, Unwired, refused};
 use super::support::{TestDatabase, eventually};
 
 /// An outbox of which everything is dead but kept, with a row that is due and that somebody else holds.
@@ -86,6 +86,41 @@ async fn a_look_at_everything_that_the_database_ends_is_not_all_that_is_tried() 
     assert!((1..=4).contains(&whole), "{whole} of a second each");
     let others = count(&looks, |look| *look != Look::Whole);
     assert!(others > 30, "{others}");
+}
+
+/// Rows without end, which end as soon as they are claimed and cannot be settled: all slots are taken soon.
+#[derive(Default)]
+struct Stuck {
+    /// Where looks went, and for how many rows there was room.
+    looks: Mutex<Vec<(Look, usize)>>,
+}
+
+impl Fake for Stuck {
+    async fn claim(&self, room: &Room) -> Result<Claimed, OutboxError> {
+        let mut looks = self.looks.lock().unwrap();
+        let first = 100 * looks.len();
+        looks.push((room.look.clone(), room.rows));
+        let claims = (0..room.rows).map(|n| refused(first + n, "https://127.0.0.1:1")).collect();
+        Ok(Claimed { claims, ..Claimed::default() })
+    }
+
+    async fn settle(&self, _: &[Settlement]) -> Result<SettledRows, OutboxError> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn whoever_has_no_room_for_rows_looks_for_changes_and_does_not_fall_asleep_over_them() {
+    let (stuck, database) = (Arc::new(Stuck::default()), TestDatabase::empty().await);
+    let worker = Unwired::with_the_doorbell_of(&database, stuck.clone());
+    let full = || stuck.looks.lock().unwrap().iter().any(|(_, room)| *room == 0);
+    eventually("all slots are taken", async || full().then_some(())).await;
+    stuck.looks.lock().unwrap().clear();
+    sleep(Duration::from_secs(1)).await;
+    let looks = stuck.looks.lock().unwrap().clone();
+    assert!((1..=21).contains(&looks.len()), "{looks:?}");
+    assert!(looks.iter().all(|(look, room)| *room == 0 && *look != Look::Whole), "{looks:?}");
+    worker.stop().await;
 }
 
 /// As behind a try for the lock that a seller's transaction holds up.

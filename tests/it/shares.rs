@@ -124,6 +124,23 @@ async fn a_claim_takes_no_more_retries_than_there_is_room_for() {
     assert_eq!(hosts(&claims).get("new.example"), Some(&2));
 }
 
+/// Retries are drawn by lot: those that are not drawn take no bytes from those that are.
+#[tokio::test]
+async fn a_claim_takes_something_where_retries_and_bytes_are_short() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database));
+    for n in 0..4 {
+        owe(&client, &format!("h{n}.example"), "a", 1).await;
+    }
+    let large = "UPDATE taskbell.outbox SET document = jsonb_build_object('padding', repeat('x', 100000)),
+                                            attempt_count = 1";
+    client.execute(large, &[]).await.unwrap();
+    for left in (1..=4).rev() {
+        let room = Room { retries: 1, bytes: 50_000, ..room(50) };
+        assert_eq!(outbox.claim(&room).await.unwrap().claims.len(), 1, "of {left}");
+    }
+}
+
 #[tokio::test]
 async fn one_lane_has_its_share_of_the_bytes() {
     let database = TestDatabase::migrated().await;

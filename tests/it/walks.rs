@@ -121,6 +121,33 @@ async fn a_walk_stands_on_known_places_and_finds_all_others_between() {
     assert_eq!(names(&walk(&client, Some("zz"), 4, &[]).await), "");
 }
 
+#[tokio::test]
+async fn a_walk_past_thousands_of_places_with_nothing_due_comes_to_the_last_one() {
+    let database = TestDatabase::migrated().await;
+    let (client, outbox) = (database.client().await, outbox(&database, Arc::default()));
+    let later = "INSERT INTO taskbell.outbox (watch_id, task_id, account_id, task_type, to_state, lane, idempotency_key,
+                                              available_at)
+                 SELECT 1, n, 'a', 'create_media_buy', 'completed', format('https://h%s.example:443', n), gen_random_uuid(),
+                        now() + interval '1 hour'
+                 FROM generate_series(1, 5000) AS n";
+    client.execute(later, &[]).await.unwrap();
+    for look in [Look::Whole, Look::Wide] {
+        owe(&client, "z.example", "acct", 1).await;
+        let room = Room { look: look.clone(), ..Room::of(128, 128) };
+        let mut looks = 1;
+        loop {
+            let claimed = outbox.claim(&room).await.unwrap();
+            if !claimed.claims.is_empty() {
+                succeed(&outbox, &claimed.claims).await;
+                break;
+            }
+            assert!(look == Look::Wide && claimed.more, "{look:?} stops without a word");
+            looks += 1;
+            assert!(looks < 100);
+        }
+    }
+}
+
 /// Rows that a transaction wrote an hour ago and that are only now there to be seen.
 async fn owe_an_hour_ago(client: &Client, host: &str, rows: i64) {
     owe(client, host, "acct", rows).await;

@@ -125,6 +125,15 @@ impl Unwired {
     }
 
     pub fn with_a_doorbell<F: Fake>(connect: Connect, outbox: Arc<F>) -> Self {
+        Self::that_yields(connect, outbox, Duration::ZERO)
+    }
+
+    /// Awake, and leaves the database to sellers for so long.
+    pub fn that_yields_for<F: Fake>(yield_for: Duration, outbox: Arc<F>) -> Self {
+        Self::that_yields(TestDatabase::at("host=/nowhere user=nobody").connector.handle(), outbox, yield_for)
+    }
+
+    fn that_yields<F: Fake>(connect: Connect, outbox: Arc<F>, yield_for: Duration) -> Self {
         taskbell::daemon::telemetry::install_crypto();
         let sender =
             Sender::new(tls_config(None).unwrap(), GuardPolicy::default(), &SenderOptions::default());
@@ -137,7 +146,7 @@ impl Unwired {
             per_lane: 4,
             payload: 8 << 20,
             linger: Duration::from_millis(20),
-            yield_for: Duration::ZERO,
+            yield_for,
             safety_poll: Duration::from_secs(600),
             grace: Duration::from_secs(5),
             deadline: Duration::from_secs(5),

@@ -119,14 +119,14 @@ impl NativeOutbox {
         Ok(Changed { is_all: past.is_none() && transitions.len() < room.changes, transitions })
     }
 
-    /// Claims everywhere, a part of it at a time, until there is something.
+    /// Claims everywhere, a part of it at a time, until there is something; unless it must be everything, not for long.
     async fn walk(&self, ask: &Ask<'_>) -> Result<Brought, tokio_postgres::Error> {
         let full: HashSet<&str> = ask.room.full_lanes().collect();
         let turns = match ask.room.look {
             Look::Whole => None,
             _ => self.places().turns(|lane| full.contains(lane)),
         };
-        let mut from_the_first = self.cursor().is_none();
+        let (mut from_the_first, set_out) = (self.cursor().is_none(), Instant::now());
         // As many as there is room for rows; more where they have none.
         let mut places = ask.room.rows.clamp(MIN_PLACES, MAX_PLACES);
         loop {
@@ -145,6 +145,9 @@ impl NativeOutbox {
             *self.cursor() = brought.last.clone().filter(|_| !at_the_end);
             if !brought.claims.is_empty() || (at_the_end && from_the_first) {
                 return Ok(brought);
+            }
+            if ask.room.look == Look::Wide && set_out.elapsed() >= WALK {
+                return Ok(Brought { more: true, ..brought });
             }
             from_the_first |= at_the_end;
             places = (places * 2).min(MAX_PLACES);
@@ -357,6 +360,8 @@ const AT_PLACES: &str = concat!(
 const ONE: &str = concat!(include_str!("one.sql"), include_str!("lease.sql"), include_str!("shown.sql"));
 /// Places that the first statement of a walk visits.
 const MIN_PLACES: usize = 16;
+/// How long a walk goes on where there is nothing, before other looks have their turn: a bell waits for it.
+const WALK: Duration = Duration::from_millis(20);
 /// Reading everything is paid with so many times its length without.
 const REST: u32 = 8;
 /// What taking a row costs in a walk, at a generous guess.

@@ -52,41 +52,42 @@
 ), due AS (
     -- The first is taken whatever its size: what is larger than a lane's share counts as that. Of a lane's accounts
     -- each gives its first before one gives its second.
-    SELECT fitted.*,
-           lane_fits
-           AND sum(weight) FILTER (WHERE lane_fits) OVER (ORDER BY nth, n) - weight < $10::bigint
-           AND (NOT again OR count(*) FILTER (WHERE again AND lane_fits) OVER (ORDER BY lot) <= $8::bigint) AS fits
+    SELECT drawn.*, may AND sum(weight) FILTER (WHERE may) OVER (ORDER BY nth, n) - weight < $10::bigint AS fits
     FROM (
-        SELECT ranked.*, sum(weight) OVER (PARTITION BY lane ORDER BY nth, seat) - weight < lane_bytes AS lane_fits
+        SELECT fitted.*,
+               lane_fits AND (NOT again OR count(*) FILTER (WHERE again AND lane_fits) OVER (ORDER BY lot) <= $8::bigint) AS may
         FROM (
-            SELECT taken.*, least(bytes, $11::bigint) AS weight, random() AS lot,
-                   row_number() OVER (PARTITION BY n ORDER BY available_at, id) AS nth
+            SELECT ranked.*, sum(weight) OVER (PARTITION BY lane ORDER BY nth, seat) - weight < lane_bytes AS lane_fits
             FROM (
-                SELECT row.*, running.n, running.room, running.probing, running.seat, running.lane_bytes
-                FROM (SELECT * FROM running ORDER BY n) running
-                CROSS JOIN LATERAL (
-                    SELECT o.id, o.ctid, o.lane, o.observed, o.available_at,
-                           o.attempt_count > 0 AND NOT running.probing AS again,
-                           -- An array holds its element unpacked: the size of what is compressed, for a thirtieth
-                           -- of what its text takes. An error stands in the body twice.
-                           coalesce(CASE WHEN pg_column_compression(o.document) IS NULL THEN pg_column_size(o.document)
-                                         ELSE pg_column_size(ARRAY[o.document]) END, 0)::bigint
-                           * CASE o.to_state WHEN 'failed' THEN 2 ELSE 1 END
-                           + coalesce(CASE WHEN pg_column_compression(o.context) IS NULL THEN pg_column_size(o.context)
-                                           ELSE pg_column_size(ARRAY[o.context]) END, 0) AS bytes
-                    FROM taskbell.outbox o
-                    WHERE o.lane = running.lane AND o.account_id = running.account_id
-                      AND o.available_at >= coalesce(running.since, '-infinity') AND o.available_at <= now()
-                      AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
-                      AND (o.retry_until IS NULL OR o.retry_until > now())
-                      AND ($8::bigint > 0 OR o.attempt_count = 0 OR running.probing)
-                    ORDER BY o.available_at, o.id
-                    LIMIT running.room FOR UPDATE SKIP LOCKED
-                ) row
-                LIMIT $4::bigint
-            ) taken
-        ) ranked
-    ) fitted
+                SELECT taken.*, least(bytes, $11::bigint) AS weight, random() AS lot,
+                       row_number() OVER (PARTITION BY n ORDER BY available_at, id) AS nth
+                FROM (
+                    SELECT row.*, running.n, running.room, running.probing, running.seat, running.lane_bytes
+                    FROM (SELECT * FROM running ORDER BY n) running
+                    CROSS JOIN LATERAL (
+                        SELECT o.id, o.ctid, o.lane, o.observed, o.available_at,
+                               o.attempt_count > 0 AND NOT running.probing AS again,
+                               -- An array holds its element unpacked: the size of what is compressed, for a thirtieth
+                               -- of what its text takes. An error stands in the body twice.
+                               coalesce(CASE WHEN pg_column_compression(o.document) IS NULL THEN pg_column_size(o.document)
+                                             ELSE pg_column_size(ARRAY[o.document]) END, 0)::bigint
+                               * CASE o.to_state WHEN 'failed' THEN 2 ELSE 1 END
+                               + coalesce(CASE WHEN pg_column_compression(o.context) IS NULL THEN pg_column_size(o.context)
+                                               ELSE pg_column_size(ARRAY[o.context]) END, 0) AS bytes
+                        FROM taskbell.outbox o
+                        WHERE o.lane = running.lane AND o.account_id = running.account_id
+                          AND o.available_at >= coalesce(running.since, '-infinity') AND o.available_at <= now()
+                          AND (o.lease_expires_at IS NULL OR o.lease_expires_at <= now())
+                          AND (o.retry_until IS NULL OR o.retry_until > now())
+                          AND ($8::bigint > 0 OR o.attempt_count = 0 OR running.probing)
+                        ORDER BY o.available_at, o.id
+                        LIMIT running.room FOR UPDATE SKIP LOCKED
+                    ) row
+                    LIMIT $4::bigint
+                ) taken
+            ) ranked
+        ) fitted
+    ) drawn
 ), visited AS (
     -- How far the walk came: to the lane that took the last of the room, or to its end. Whether some place
     -- gave all that it had room for.
@@ -100,4 +101,5 @@
             FROM due GROUP BY n
         ) place
     ) taken
-    JOIN walk w ON w.n = CASE WHEN full_up THEN taken.n ELSE (SELECT count(*) FROM walk) END
+    -- Full up by what could not be taken: to its end.
+    JOIN walk w ON w.n = coalesce(CASE WHEN full_up THEN taken.n END, (SELECT count(*) FROM walk))

@@ -86,8 +86,8 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
         match answer {
             Ok(Opened { horizon, held }) => {
-                tracing::debug!("settling: the bell may ring again");
-                self.phase = Phase::Settling { horizon, pause: MIN_SETTLING_PAUSE, passed: false, held };
+                tracing::debug!("dozing: the bell may ring again");
+                self.phase = Phase::Dozing { horizon, pause: MIN_DOZING_PAUSE, passed: false, held };
                 self.next_look = now;
             }
             Err(_) => {
@@ -121,11 +121,11 @@ impl<O: Outbox, W: World> Worker<O, W> {
     /// everything, and so proves nothing.
     pub(super) fn passed(&mut self, answer: Result<Passed, OutboxError>) {
         let now = Instant::now();
-        let Phase::Settling { horizon, pause, passed: false, held } = self.phase else { return };
+        let Phase::Dozing { horizon, pause, passed: false, held } = self.phase else { return };
         let answer = answer.ok().filter(|answer| answer.horizon == horizon);
         let passed = answer.as_ref().is_some_and(|answer| answer.passed);
         let held = held || answer.is_none_or(|answer| answer.held);
-        self.phase = Phase::Settling { horizon, pause: (pause * 2).min(MAX_SETTLING_PAUSE), passed, held };
+        self.phase = Phase::Dozing { horizon, pause: (pause * 2).min(MAX_DOZING_PAUSE), passed, held };
         self.next_look = if passed { now } else { self.next_look.min(now + pause) };
     }
 
@@ -142,6 +142,6 @@ impl<O: Outbox, W: World> Worker<O, W> {
     }
 }
 
-const MIN_SETTLING_PAUSE: Duration = Duration::from_millis(2);
+const MIN_DOZING_PAUSE: Duration = Duration::from_millis(2);
 /// A seller's long transaction holds the horizon back; looking more often does not end it.
-pub(super) const MAX_SETTLING_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const MAX_DOZING_PAUSE: Duration = Duration::from_secs(1);
