@@ -68,7 +68,8 @@ const worker = batched
   : {};
 const runner = await run({
   connectionString,
-  concurrency: 64,
+  // With 64, 128 or 384 it makes less.
+  concurrency: 24,
   pollInterval: 1000,
   taskList: { deliver },
   preset: { worker },

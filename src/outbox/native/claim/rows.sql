@@ -59,7 +59,9 @@
         FROM (
             SELECT ranked.*, sum(weight) OVER (PARTITION BY lane ORDER BY nth, seat) - weight < lane_bytes AS lane_fits
             FROM (
-                SELECT taken.*, least(bytes, $11::bigint) AS weight, random() AS lot,
+                SELECT taken.*, least(bytes, $11::bigint) AS weight,
+                       -- Where all may go there is nothing to draw, nor to sort.
+                       CASE WHEN $8::bigint < $4::bigint THEN random() ELSE 0 END AS lot,
                        row_number() OVER (PARTITION BY n ORDER BY available_at, id) AS nth
                 FROM (
                     SELECT row.*, running.n, running.room, running.probing, running.seat, running.lane_bytes
