@@ -77,7 +77,8 @@ fn cores() -> f64 {
     std::thread::available_parallelism().unwrap().get() as f64
 }
 
-/// By the words with which a statement of ours begins.
-const STATEMENTS: &str = "SELECT left(regexp_replace(split_part(query, E'\n', 1), '^-- ', ''), 50), calls, rows, \
+/// By the first words of a statement, which are a comment where it is one of ours.
+const STATEMENTS: &str = "SELECT CASE WHEN query LIKE '-- %' THEN regexp_replace(split_part(query, E'\n', 1), '^-- |[.,:;].*$', '', 'g') \
+                                 ELSE left(split_part(query, E'\n', 1), 50) END, calls, rows, \
                           total_exec_time, wal_bytes::float8, shared_blks_hit + shared_blks_read \
                           FROM pg_stat_statements WHERE total_exec_time > 5 ORDER BY total_exec_time DESC LIMIT 8";
