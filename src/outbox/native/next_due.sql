@@ -18,11 +18,11 @@ WITH RECURSIVE walk AS (
         ORDER BY o.lane, o.account_id LIMIT 1
     ) next
 )
-SELECT extract(epoch FROM min(coalesce(c.closed_until, first.due)) - now())::float8
-FROM walk w
-LEFT JOIN taskbell.circuit c USING (lane, account_id)
-LEFT JOIN LATERAL (
-    SELECT least((
+SELECT extract(epoch FROM min(due) - now())::float8
+FROM (
+    -- In a CASE: a join asks the outbox of every place, and then forgets what it heard of those that are closed. Of 150
+    -- places with 100 closed that took 4 to 6 ms instead of 1.7, many times a second.
+    SELECT CASE WHEN c.closed_until IS NOT NULL THEN c.closed_until ELSE least((
         SELECT o.available_at FROM taskbell.outbox o
         WHERE o.lane = w.lane AND o.account_id = w.account_id AND o.available_at IS NOT NULL
           AND o.lease_expires_at IS NULL AND (o.retry_until IS NULL OR o.retry_until > now())
@@ -34,6 +34,7 @@ LEFT JOIN LATERAL (
             ORDER BY o.available_at, o.id LIMIT $1::bigint
         ) f
         WHERE f.retry_until IS NULL OR f.retry_until > f.lease_expires_at
-    )) AS due
-) first ON c.closed_until IS NULL
+    )) END AS due
+    FROM walk w LEFT JOIN taskbell.circuit c USING (lane, account_id)
+) place
 HAVING count(*) > 0
