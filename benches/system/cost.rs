@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::bed::{Bed, RESULT_BYTES};
+use super::processes::cores;
 use super::table::{Table, thousands};
 
 const OWED: usize = 50_000;
@@ -71,10 +72,6 @@ pub async fn statements(title: &str, client: &Client, deliveries: usize) -> Tabl
         ]);
     }
     table
-}
-
-fn cores() -> f64 {
-    std::thread::available_parallelism().unwrap().get() as f64
 }
 
 /// By the first words of a statement, which are a comment where it is one of ours.

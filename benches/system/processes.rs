@@ -68,9 +68,12 @@ impl Busy {
 
     /// Of all that they could have done.
     pub fn share(&self) -> f64 {
-        let cores = std::thread::available_parallelism().unwrap().get() as f64;
-        1.0 - (idle_seconds() - self.idle) / (self.began.elapsed().as_secs_f64() * cores)
+        1.0 - (idle_seconds() - self.idle) / (self.began.elapsed().as_secs_f64() * cores())
     }
+}
+
+pub fn cores() -> f64 {
+    std::thread::available_parallelism().unwrap().get() as f64
 }
 
 /// `proc_stat(5)`: of all processors together, without a task or with none but such as wait for the disk.

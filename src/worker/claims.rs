@@ -163,6 +163,7 @@ impl<O: Outbox, W: World> Worker<O, W> {
         }
     }
 
+    /// Attempts that may be begun now.
     pub(super) fn free_slots(&self) -> usize {
         // What cannot be settled keeps its slot: otherwise a database that only reads would have
         // us send, forget and send again. What has only just ended does not, within limits.

@@ -116,24 +116,24 @@ impl World for Still {
 
 impl Unwired {
     pub fn start<F: Fake>(outbox: Arc<F>) -> Self {
-        Self::with_the_doorbell_of(&TestDatabase::at("host=/nowhere user=nobody"), outbox)
+        Self::that_yields_for(Duration::ZERO, outbox)
     }
 
-    /// The same, with a database for the doorbell alone: without one it is always awake.
+    /// The same, but it leaves the database to sellers for so long.
+    pub fn that_yields_for<F: Fake>(yield_for: Duration, outbox: Arc<F>) -> Self {
+        Self::begin(TestDatabase::at("host=/nowhere user=nobody").connector.handle(), outbox, yield_for)
+    }
+
+    /// With a database for the doorbell alone: without one it is always awake.
     pub fn with_the_doorbell_of<F: Fake>(database: &TestDatabase, outbox: Arc<F>) -> Self {
         Self::with_a_doorbell(database.connector.handle(), outbox)
     }
 
     pub fn with_a_doorbell<F: Fake>(connect: Connect, outbox: Arc<F>) -> Self {
-        Self::that_yields(connect, outbox, Duration::ZERO)
+        Self::begin(connect, outbox, Duration::ZERO)
     }
 
-    /// Awake, and leaves the database to sellers for so long.
-    pub fn that_yields_for<F: Fake>(yield_for: Duration, outbox: Arc<F>) -> Self {
-        Self::that_yields(TestDatabase::at("host=/nowhere user=nobody").connector.handle(), outbox, yield_for)
-    }
-
-    fn that_yields<F: Fake>(connect: Connect, outbox: Arc<F>, yield_for: Duration) -> Self {
+    fn begin<F: Fake>(connect: Connect, outbox: Arc<F>, yield_for: Duration) -> Self {
         taskbell::daemon::telemetry::install_crypto();
         let sender =
             Sender::new(tls_config(None).unwrap(), GuardPolicy::default(), &SenderOptions::default());
